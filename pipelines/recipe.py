@@ -1,0 +1,149 @@
+"""What made a video: `Recipe`, and how a checkpoint wants to be sampled: `SamplerSpec`.
+
+The recipe is the unit of the studio: the same object is in the mp4, the database row, the share link, the command line
+and the cache key. This module imports no torch, so that the web process can use it.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+SamplerName = Literal["unipc", "euler", "lcm"]
+GuidanceMode = Literal["two_pass", "off"]
+
+SPATIAL_MULTIPLE = 16  # VAE stride 8 times transformer patch 2
+TEMPORAL_STRIDE = 4
+
+
+class Strict(BaseModel):
+    """A frozen model in which an unknown key is an error that names the key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem in one sentence that names the field."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "is not a known setting; check the spelling"
+    return f"{field}: {message}" if field else message
+
+
+class SamplerSpec(Strict):
+    """How a checkpoint wants to be sampled; travels with the weights as `sampler.json`."""
+
+    name: SamplerName = Field(
+        "unipc", description="Solver: UniPC, Euler, or LCM (re-noise after each step)."
+    )
+    num_inference_steps: int = Field(50, ge=1, le=1000, description="Steps from noise to video.")
+    flow_shift: float = Field(
+        5.0, gt=0, le=100, description="Moves steps toward high noise; larger for larger videos."
+    )
+    guidance_scale: float = Field(
+        5.0,
+        ge=0,
+        le=30,
+        description="How hard the prompt pulls. 1 or less: one forward a step, no negative prompt.",
+    )
+    sigmas: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = Field(
+        None,
+        description="Explicit noise levels before the shift, descending from 1; replaces the even grid.",
+    )
+    guidance_mode: GuidanceMode = Field(
+        "two_pass",
+        description="two_pass: classifier-free guidance. off: distilled, guidance must stay at 1 or less.",
+    )
+
+    @model_validator(mode="after")
+    def _sigmas_descend_and_count(self) -> Self:
+        if self.sigmas is not None:
+            if any(a <= b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False)):
+                raise ValueError("sigmas must descend, for example [1.0, 0.75, 0.5, 0.25]")
+            if len(self.sigmas) != self.num_inference_steps:
+                raise ValueError(
+                    f"num_inference_steps is {self.num_inference_steps} but sigmas lists {len(self.sigmas)} levels; "
+                    "make them agree or leave sigmas out"
+                )
+        return self
+
+    @property
+    def forwards_per_step(self) -> int:
+        """Transformer forwards one step costs: 2 with classifier-free guidance, else 1."""
+        return 2 if self.guidance_scale > 1 else 1
+
+    def problem(self) -> str | None:
+        """Why this combination cannot give a sensible video, or None. Shown before anything runs."""
+        if self.guidance_mode == "off" and self.guidance_scale > 1:
+            return (
+                f"guidance_scale is {self.guidance_scale:g} but this checkpoint was distilled to run without guidance; "
+                "set guidance_scale to 1"
+            )
+        return None
+
+
+class Adapter(Strict):
+    """One LoRA on the base model. The weight change is strength * (lora_alpha / rank) * B @ A."""
+
+    path: str = Field(description="Safetensors file or PEFT folder.")
+    strength: float = Field(1.0, ge=-10, le=10, description="Multiplies the whole adapter.")
+    lora_alpha: float | None = Field(
+        None, ge=0, description="Replaces the alpha stored in the file; empty keeps it."
+    )
+    fingerprint: str | None = Field(
+        None, description="Content hash, filled in when the recipe is resolved."
+    )
+
+
+class Recipe(Strict):
+    """Everything that made one video. Two equal recipes give the same frames on the same machine."""
+
+    schema_version: Literal[1] = 1
+    model: str = Field(description="Registry name or folder.")
+    model_fingerprint: str | None = Field(
+        None, description="Content hash, filled in when the recipe is resolved."
+    )
+    adapters: tuple[Adapter, ...] = ()
+    sampler: SamplerSpec = SamplerSpec()
+    prompt: str = Field(description="What to show.")
+    negative_prompt: str = Field("", description="What to avoid; read only with guidance above 1.")
+    seed: int = Field(0, ge=0, le=2**63 - 1)
+    width: int = Field(832, ge=SPATIAL_MULTIPLE, le=4096, description="Pixels, a multiple of 16.")
+    height: int = Field(480, ge=SPATIAL_MULTIPLE, le=4096, description="Pixels, a multiple of 16.")
+    num_frames: int = Field(81, ge=1, le=1025, description="4n+1 frames.")
+    fps: int = Field(16, ge=1, le=120)
+
+    @model_validator(mode="after")
+    def _geometry(self) -> Self:
+        for field in ("width", "height"):
+            size = getattr(self, field)
+            if size % SPATIAL_MULTIPLE:
+                nearest = max(round(size / SPATIAL_MULTIPLE), 1) * SPATIAL_MULTIPLE
+                raise ValueError(f"{field} is {size} but must be a multiple of 16; try {nearest}")
+        if self.num_frames % TEMPORAL_STRIDE != 1:
+            nearest = max(round((self.num_frames - 1) / TEMPORAL_STRIDE), 0) * TEMPORAL_STRIDE + 1
+            raise ValueError(f"num_frames is {self.num_frames} but must be 4n+1; try {nearest}")
+        return self
+
+    @property
+    def num_forwards(self) -> int:
+        """Transformer forwards the whole denoising costs."""
+        return self.sampler.num_inference_steps * self.sampler.forwards_per_step
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Latent (frames, height, width) of the video."""
+        return (self.num_frames - 1) // TEMPORAL_STRIDE + 1, self.height // 8, self.width // 8
+
+    def to_json(self) -> str:
+        """One line of JSON, keys sorted: the text that goes into the mp4 and under the hash."""
+        return json.dumps(
+            self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False, separators=(",", ":")
+        )
+
+    def key(self) -> str:
+        """Cache key: the first 32 hex digits of the SHA-256 of `to_json`."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:32]

@@ -1,0 +1,52 @@
+"""python -m trainers CONFIG.yaml [key=value ...] [--run-dir DIR] [--dry-run]; the same under torchrun."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainers.config import TrainConfig
+from trainers.registry import algorithm_class, load_config
+
+
+def main() -> int:
+    """Runs or describes one training; returns the exit code: 0 done or stopped on request, 2 bad input."""
+    parser = argparse.ArgumentParser(prog="python -m trainers", description=__doc__)
+    parser.add_argument("config", type=Path, help="a file in presets/train/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--run-dir", type=Path, help="default: runs/NAME")
+    parser.add_argument("--dry-run", action="store_true", help="check and describe, train nothing")
+    options = parser.parse_intermixed_args()
+    try:
+        config = load_config(options.config, options.overrides)
+        return _run(config, options.run_dir or Path("runs") / config.name, options.dry_run)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(config: TrainConfig[Any], run_dir: Path, dry_run: bool) -> int:
+    from trainers.distributed import join_world, leave_world  # torch: only once the input is good
+    from trainers.engine import Trainer
+    from trainers.roles import load_base
+
+    folder = Path(config.model)
+    component = algorithm_class(config.method).component
+    base = load_base(folder, component)
+    if dry_run:
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        num_parameters = sum(p.numel() for p in base.parameters())
+        print(f"{component} of {folder}: {num_parameters / 1e6:.2f} M parameters")
+        return 0
+    world = join_world(config.device)
+    try:
+        Trainer(config, base, run_dir, world).train()
+    finally:
+        leave_world(world)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,259 @@
+"""The training loop: build roles, resume, step, log, sample, save, stop. What happens between steps is visible lines.
+
+The run directory is the only interface to the outside:
+
+    config.yaml metrics.jsonl events.jsonl control/{stop,save_now,sample_now}
+    samples/step_000500/*.mp4 checkpoints/step_000500/ export/
+"""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from trainers.algorithm import Loss, Rng, Update
+from trainers.checkpoint import (
+    checkpoint_folders,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from trainers.config import Ema, TrainConfig, Trainable
+from trainers.data import build_data, stream_seed
+from trainers.distributed import World, any_rank, barrier, mean_over_ranks, shard
+from trainers.export import export_role
+from trainers.registry import algorithm_class
+from trainers.roles import build_roles, update_ema
+from trainers.samples import SampleWriter
+from trainers.tracking import Tracker
+
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+class Trainer:
+    """One run of one configuration in one directory."""
+
+    def __init__(self, config: TrainConfig[Any], base: nn.Module, run_dir: Path, world: World):
+        self.config, self.run_dir, self.world = config, run_dir, world
+        self.tracker = Tracker(run_dir)
+        method = algorithm_class(config.method)
+        self.roles = build_roles(config.algorithm, base.to(world.device))
+        for role in self.roles.values():
+            shard(role.network, world)
+        networks = {name: role.callable_network() for name, role in self.roles.items()}
+        self.algorithm = method(config.algorithm, networks)
+        self.optimizers = {
+            name: _adamw(role.settings, list(role.trained.values()))
+            for name, role in self.roles.items()
+            if isinstance(role.settings, Trainable)
+        }
+        self.data = build_data(config.data, config.seed)
+        self.samples = SampleWriter(config, run_dir) if config.samples.every else None
+        self.step = 0
+        self.num_skipped_in_a_row = 0
+        self.stop_signal = False
+
+    # ---------------------------------------------------------------- the loop
+
+    def train(self) -> bool:
+        """Runs until `num_steps` or until asked to stop; returns whether the run is complete."""
+        self._prepare_run_dir()
+        self._resume()
+        with self._signals():
+            while self.step < self.config.num_steps and not self._asked("stop"):
+                began = time.perf_counter()
+                figures = self.train_step()
+                self.step += 1
+                self._log(figures, time.perf_counter() - began)
+                if self._due(self.config.samples.every) or self._asked("sample_now"):
+                    self._sample()
+                if self._due(self.config.save_every) or self._asked("save_now"):
+                    self._save()
+        return self._finish()
+
+    def train_step(self) -> dict[str, Tensor]:
+        """Every update of the method once, then the moving averages; returns figures to log."""
+        figures: dict[str, Tensor] = {}
+        for update in self.algorithm.updates(self.step):
+            figures |= self._update(update)
+        for role in self.roles.values():
+            if isinstance(role.settings, Ema):
+                update_ema(role, self.roles[role.settings.of])
+        return figures
+
+    def _update(self, update: Update) -> dict[str, Tensor]:
+        """Accumulates one role's gradients over the micro-batches and steps its optimizer."""
+        role, optimizer = self.roles[update.role], self.optimizers[update.role]
+        settings = role.settings
+        assert isinstance(settings, Trainable)
+        num_micro = self.config.accumulation_steps
+        losses: list[Loss] = []
+        for micro in range(num_micro):
+            stream = micro * self.world.num_ranks + self.world.rank
+            num_streams = num_micro * self.world.num_ranks
+            batch = self.data.batch(self.step, stream, num_streams).to(self.world.device)
+            if self.world.num_ranks > 1:
+                role.network.set_requires_gradient_sync(micro == num_micro - 1)  # type: ignore[operator]
+            with self._autocast():
+                loss = update.loss(batch, self._rng(stream))
+            (loss.value / num_micro).backward()
+            losses.append(loss)
+        norm = nn.utils.clip_grad_norm_(role.trained.values(), settings.max_grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, self.step, self.config.num_steps)
+        self._step_if_finite(update.role, optimizer, norm)
+        optimizer.zero_grad(set_to_none=True)
+        return self._figures(update.role, losses, norm)
+
+    def _step_if_finite(self, role: str, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+        """Steps, or skips a step whose gradient is not finite; many in a row end the run."""
+        if torch.isfinite(norm):
+            optimizer.step()
+            self.num_skipped_in_a_row = 0
+            return
+        self.num_skipped_in_a_row += 1
+        if self.world.is_main:
+            self.tracker.event("skipped", step=self.step, role=role, reason="gradient not finite")
+        if self.num_skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise ValueError(
+                f"algorithm.{role}.learning_rate: the gradient was not finite for "
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row; lower it or check the data"
+            )
+
+    # ---------------------------------------------------------------- between steps
+
+    def _autocast(self) -> Any:
+        if self.config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.world.device.type, torch.bfloat16)
+
+    def _rng(self, stream: int) -> Rng:
+        """Streams that depend on (seed, step, stream) and on nothing that ran before."""
+        shared = stream_seed(self.config.seed, self.step, 2**31)
+        local = stream_seed(self.config.seed, self.step, 2**31 + 1 + stream)
+        return Rng(torch.Generator().manual_seed(local), torch.Generator().manual_seed(shared))
+
+    def _figures(self, role: str, losses: list[Loss], norm: Tensor) -> dict[str, Tensor]:
+        figures = {"loss": torch.stack([loss.value.detach() for loss in losses]).mean()}
+        for name in losses[0].metrics:
+            figures[name] = torch.stack([loss.metrics[name] for loss in losses]).mean()
+        return {f"{role}/{name}": value for name, value in (figures | {"grad_norm": norm}).items()}
+
+    def _log(self, figures: dict[str, Tensor], step_sec: float) -> None:
+        if self.step % self.config.log_every and self.step != self.config.num_steps:
+            return
+        values = mean_over_ranks(torch.stack([v.float() for v in figures.values()]), self.world)
+        if self.world.is_main:
+            by_name = dict(zip(figures, values.tolist(), strict=True))
+            self.tracker.metrics(self.step, {**by_name, "step_sec": step_sec})
+            left_min = (self.config.num_steps - self.step) * step_sec / 60
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in by_name.items())
+            total = self.config.num_steps
+            print(
+                f"step {self.step}/{total}  {shown}  {step_sec:.2f} s  {left_min:.0f} min left",
+                flush=True,
+            )
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _asked(self, what: str) -> bool:
+        """Whether someone touched control/`what` (taken back at once) or, for stop, sent a signal."""
+        flag = self.run_dir / "control" / what
+        asked = self.world.is_main and flag.exists()
+        asked = any_rank(asked or (what == "stop" and self.stop_signal), self.world)
+        if asked and self.world.is_main:
+            flag.unlink(missing_ok=True)
+        return asked
+
+    def _sample(self) -> None:
+        if self.samples is None:
+            return
+        folder = self.samples.write(self.step, self.roles)
+        if self.world.is_main:
+            self.tracker.event(
+                "sampled", step=self.step, folder=str(folder.relative_to(self.run_dir))
+            )
+
+    def _save(self) -> None:
+        save_checkpoint(self.run_dir, self.step, self.roles, self.optimizers, self.world)
+        if self.world.is_main:
+            prune_checkpoints(self.run_dir, self.config.keep_checkpoints)
+            self.tracker.event("saved", step=self.step)
+
+    # ---------------------------------------------------------------- start and end
+
+    def _prepare_run_dir(self) -> None:
+        if self.world.is_main:
+            (self.run_dir / "control").mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+            (self.run_dir / "config.yaml").write_text(text)
+            self.tracker.event("started", num_ranks=self.world.num_ranks)
+        barrier(self.world)
+
+    def _resume(self) -> None:
+        folders = checkpoint_folders(self.run_dir)
+        if folders:
+            self.step = load_checkpoint(folders[-1], self.roles, self.optimizers, self.world)
+        if self.world.is_main:
+            self.tracker.forget_after(self.step)
+            if self.step:
+                self.tracker.event("resumed", step=self.step)
+        barrier(self.world)
+
+    def _finish(self) -> bool:
+        """Saves what is not saved yet and, at the last step, exports."""
+        complete = self.step >= self.config.num_steps
+        if not self._saved_here():
+            self._save()
+        if complete:
+            export_role(self.config, self.roles, self.run_dir / "export", self.world)
+        if self.world.is_main:
+            self.tracker.event("finished" if complete else "stopped", step=self.step)
+        barrier(self.world)
+        return complete
+
+    def _saved_here(self) -> bool:
+        folders = checkpoint_folders(self.run_dir)
+        return bool(folders) and folders[-1].name == f"step_{self.step:06d}"
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end the run after the current step, with a checkpoint."""
+
+        def remember(signum: int, frame: FrameType | None) -> None:
+            self.stop_signal = True
+
+        before = {s: signal.signal(s, remember) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+def learning_rate(settings: Trainable, step: int, num_steps: int) -> float:
+    """Linear warm-up, then constant or half a cosine down to `final_learning_rate`. A function of the step alone."""
+    warmup = min(1.0, (step + 1) / (settings.warmup_steps + 1))
+    peak, final = settings.learning_rate, settings.final_learning_rate
+    if final is None:
+        return warmup * peak
+    return warmup * (final + (peak - final) * 0.5 * (1 + math.cos(math.pi * step / num_steps)))
+
+
+def _adamw(settings: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+    )

@@ -1,0 +1,44 @@
+"""What a finished run hands over: weights in the diffusers layout, or a LoRA file, with the sampler they want."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from trainers.checkpoint import full_weights
+from trainers.config import Ema, TrainConfig, Trainable
+from trainers.distributed import World
+from trainers.registry import algorithm_class
+from trainers.roles import BuiltRole
+
+
+def exported_role(roles: dict[str, BuiltRole]) -> BuiltRole:
+    """The role a run samples and exports: the student's moving average where one is kept, else the student."""
+    for role in roles.values():
+        if isinstance(role.settings, Ema) and role.settings.of == "student":
+            return role
+    return roles["student"]
+
+
+def export_role(
+    config: TrainConfig[Any], roles: dict[str, BuiltRole], folder: Path, world: World
+) -> None:
+    """Writes `folder/transformer`, `folder/vae` or `folder/lora.safetensors`; replaces an older export whole."""
+    role = exported_role(roles)
+    weights = full_weights(role.network)
+    if not world.is_main:
+        return
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    student = roles["student"].settings
+    assert isinstance(student, Trainable)
+    if student.lora is not None:
+        from pipelines.adapters import save_lora
+
+        save_lora(weights, partial / "lora.safetensors", student.lora.rank, student.lora.alpha)
+    else:
+        component = algorithm_class(config.method).component
+        role.network.save_pretrained(partial / component, state_dict=weights)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)

@@ -1,0 +1,94 @@
+"""Builds the networks that a method declares: own weights, a LoRA on its base, frozen, or a moving average."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from pipelines.denoiser import Denoiser
+from trainers.config import AlgorithmConfig, Ema, Frozen, Lora, Role, Trainable
+
+CLASSES = {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan}
+
+
+@dataclass
+class BuiltRole:
+    """A declared role and its network."""
+
+    settings: Role
+    network: nn.Module  # diffusers' own class
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters an optimizer moves, by name."""
+        return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
+
+    def callable_network(self) -> nn.Module:
+        """What a method calls: a `Denoiser` around a transformer, a VAE as it is."""
+        if isinstance(self.network, WanTransformer3DModel):
+            return Denoiser(self.network)
+        return self.network
+
+
+def load_base(folder: Path, component: str) -> nn.Module:
+    """One component of a diffusers model folder, in fp32."""
+    network: nn.Module = CLASSES[component].from_pretrained(folder, subfolder=component)
+    return network.float()
+
+
+def build_roles(config: AlgorithmConfig, base: nn.Module) -> dict[str, BuiltRole]:
+    """The networks of all declared roles, in fp32. The base itself is handed to the first role that keeps it frozen."""
+    base.requires_grad_(False)
+    built: dict[str, BuiltRole] = {}
+    for name, settings in config.roles().items():
+        if isinstance(settings, Frozen):
+            built[name] = BuiltRole(settings, base)
+        elif isinstance(settings, Trainable):
+            network = copy.deepcopy(base)
+            if settings.lora is None:
+                network.requires_grad_(True)
+            else:
+                _add_lora(network, settings.lora, field=f"algorithm.{name}.lora")
+            built[name] = BuiltRole(settings, network.train())
+        else:
+            if settings.of not in built:
+                raise ValueError(
+                    f"algorithm.{name}.of: there is no trained role {settings.of!r} above it"
+                )
+            average = copy.deepcopy(built[settings.of].network).requires_grad_(False)
+            built[name] = BuiltRole(settings, average)
+    return built
+
+
+def _add_lora(network: nn.Module, lora: Lora, field: str) -> None:
+    """Injects trainable low-rank layers; ValueError where no layer has one of the names."""
+    names = [n for n, m in network.named_modules() if isinstance(m, nn.Linear)]
+    unmatched = [t for t in lora.targets if not any(n == t or n.endswith(f".{t}") for n in names)]
+    if unmatched:
+        raise ValueError(f"{field}.targets: no linear layer of the model is named {unmatched[0]!r}")
+    peft_config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), bias="none"
+    )
+    inject_adapter_in_model(peft_config, network, adapter_name="default")
+
+
+@torch.no_grad()
+def update_ema(average: BuiltRole, of: BuiltRole) -> None:
+    """average <- decay * average + (1 - decay) * of, over the parameters that are trained."""
+    assert isinstance(average.settings, Ema)
+    parameters = dict(average.network.named_parameters())
+    for name, parameter in of.trained.items():
+        parameters[name].lerp_(parameter, 1 - average.settings.decay)
+
+
+def trained_state(role: BuiltRole, roles: dict[str, BuiltRole]) -> dict[str, Tensor]:
+    """The tensors a checkpoint must hold for this role: none for a frozen one."""
+    if isinstance(role.settings, Frozen):
+        return {}
+    source = roles[role.settings.of] if isinstance(role.settings, Ema) else role
+    parameters = dict(role.network.named_parameters())
+    return {name: parameters[name].data for name in source.trained}
