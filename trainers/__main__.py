@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from pipelines.registry import Registry
 from trainers.config import TrainConfig
 from trainers.registry import algorithm_class, load_config
 
@@ -32,13 +33,15 @@ def _run(config: TrainConfig[Any], run_dir: Path, dry_run: bool) -> int:
     from trainers.engine import Trainer
     from trainers.roles import load_base
 
-    folder = Path(config.model)
+    entry = Registry().entry(config.model)
+    if entry.folder is None:
+        raise ValueError(f"model: {entry.missing}")
     component = algorithm_class(config.method).component
-    base = load_base(folder, component)
+    base = load_base(entry.folder, component)
     if dry_run:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         num_parameters = sum(p.numel() for p in base.parameters())
-        print(f"{component} of {folder}: {num_parameters / 1e6:.2f} M parameters")
+        print(f"{component} of {entry.folder}: {num_parameters / 1e6:.2f} M parameters")
         return 0
     world = join_world(config.device)
     try:

@@ -15,6 +15,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
@@ -93,11 +95,7 @@ def _state(roles: Mapping[str, BuiltRole], optimizers: Mapping[str, Optimizer]) 
 
 
 def full_weights(network: nn.Module) -> dict[str, torch.Tensor]:
-    """All weights gathered on the CPU of every rank."""
-    state = {}
-    for name, tensor in network.state_dict().items():
-        gathered = (
-            tensor.full_tensor() if isinstance(tensor, torch.distributed.tensor.DTensor) else tensor
-        )
-        state[name] = gathered.detach().cpu()
-    return state
+    """All weights by name, gathered on the CPU of the main rank (the others get an empty dict)."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(network, options=options)
+    return {name: weight.clone() for name, weight in weights.items()}  # gathering pads the storage

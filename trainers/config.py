@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from pipelines.recipe import Strict
 
@@ -143,11 +143,3 @@ def merge(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
                 raise ValueError(f"override {override!r}: {parent!r} holds a value, not settings")
         node[leaf] = yaml.safe_load(text)
     return merged
-
-
-def explain(error: ValidationError) -> str:
-    """The first problem in one sentence that names the field."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"]) or "configuration"
-    message = "is not a known setting" if first["type"] == "extra_forbidden" else first["msg"]
-    return f"{field}: {message}"

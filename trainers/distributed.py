@@ -4,6 +4,7 @@ The only module beside checkpoint.py that knows torch.distributed. Started witho
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-ENTRIES = ("encode", "decode")  # the methods of a VAE that run it, beside `forward`
+from pipelines.denoiser import Denoiser
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,18 @@ def leave_world(world: World) -> None:
         dist.destroy_process_group()
 
 
-def shard(module: nn.Module, world: World) -> None:
-    """FSDP2 over all ranks, in place: every block of `blocks`, then the rest. One rank: nothing to do."""
+def shard(role: nn.Module, blocks: Iterable[nn.Module], world: World) -> None:
+    """FSDP2 over all ranks, in place: every block, then the rest. One rank: nothing to do.
+
+    `role` is what a method calls; its entries other than `forward` gather the weights too.
+    """
     if world.num_ranks == 1:
         return
-    for block in (
-        module.get_submodule("blocks") if "blocks" in dict(module.named_children()) else ()
-    ):
+    for block in blocks:
         fully_shard(block)
-    fully_shard(module)
-    for entry in ENTRIES:
-        if entry in dir(module):
-            register_fsdp_forward_method(module, entry)
+    fully_shard(role)
+    if isinstance(role, Denoiser):
+        register_fsdp_forward_method(role, "velocity")
 
 
 def any_rank(flag: bool, world: World) -> bool:

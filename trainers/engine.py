@@ -29,13 +29,14 @@ from trainers.checkpoint import (
 from trainers.config import Ema, TrainConfig, Trainable
 from trainers.data import build_data, stream_seed
 from trainers.distributed import World, any_rank, barrier, mean_over_ranks, shard
-from trainers.export import export_role
+from trainers.export import export_role, exported_role
 from trainers.registry import algorithm_class
 from trainers.roles import build_roles, update_ema
 from trainers.samples import SampleWriter
 from trainers.tracking import Tracker
 
 MAX_SKIPPED_IN_A_ROW = 20
+WHAT_MAKES_A_RUN = ("method", "algorithm", "model", "data", "seed", "precision")
 
 
 class Trainer:
@@ -45,18 +46,19 @@ class Trainer:
         self.config, self.run_dir, self.world = config, run_dir, world
         self.tracker = Tracker(run_dir)
         method = algorithm_class(config.method)
+        torch.manual_seed(config.seed)  # new adapters start from random weights
         self.roles = build_roles(config.algorithm, base.to(world.device))
         for role in self.roles.values():
-            shard(role.network, world)
-        networks = {name: role.callable_network() for name, role in self.roles.items()}
-        self.algorithm = method(config.algorithm, networks)
+            shard(role.call, role.blocks, world)
+        calls = {name: role.call for name, role in self.roles.items()}
+        self.algorithm = method(config.algorithm, calls)
         self.optimizers = {
             name: _adamw(role.settings, list(role.trained.values()))
             for name, role in self.roles.items()
             if isinstance(role.settings, Trainable)
         }
         self.data = build_data(config.data, config.seed)
-        self.samples = SampleWriter(config, run_dir) if config.samples.every else None
+        self.samples = SampleWriter(config, run_dir, world) if config.samples.every else None
         self.step = 0
         self.num_skipped_in_a_row = 0
         self.stop_signal = False
@@ -101,7 +103,7 @@ class Trainer:
             num_streams = num_micro * self.world.num_ranks
             batch = self.data.batch(self.step, stream, num_streams).to(self.world.device)
             if self.world.num_ranks > 1:
-                role.network.set_requires_gradient_sync(micro == num_micro - 1)  # type: ignore[operator]
+                role.call.set_requires_gradient_sync(micro == num_micro - 1)  # type: ignore[operator]
             with self._autocast():
                 loss = update.loss(batch, self._rng(stream))
             (loss.value / num_micro).backward()
@@ -140,6 +142,7 @@ class Trainer:
         """Streams that depend on (seed, step, stream) and on nothing that ran before."""
         shared = stream_seed(self.config.seed, self.step, 2**31)
         local = stream_seed(self.config.seed, self.step, 2**31 + 1 + stream)
+        torch.manual_seed(local)  # for dropout, which draws from the global stream
         return Rng(torch.Generator().manual_seed(local), torch.Generator().manual_seed(shared))
 
     def _figures(self, role: str, losses: list[Loss], norm: Tensor) -> dict[str, Tensor]:
@@ -178,7 +181,7 @@ class Trainer:
     def _sample(self) -> None:
         if self.samples is None:
             return
-        folder = self.samples.write(self.step, self.roles)
+        folder = self.samples.write(self.step, exported_role(self.roles))
         if self.world.is_main:
             self.tracker.event(
                 "sampled", step=self.step, folder=str(folder.relative_to(self.run_dir))
@@ -193,6 +196,7 @@ class Trainer:
     # ---------------------------------------------------------------- start and end
 
     def _prepare_run_dir(self) -> None:
+        refuse_other_run(self.run_dir, self.config)
         if self.world.is_main:
             (self.run_dir / "control").mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
@@ -201,6 +205,7 @@ class Trainer:
         barrier(self.world)
 
     def _resume(self) -> None:
+        """Continues from the newest whole checkpoint, if there is one."""
         folders = checkpoint_folders(self.run_dir)
         if folders:
             self.step = load_checkpoint(folders[-1], self.roles, self.optimizers, self.world)
@@ -239,6 +244,19 @@ class Trainer:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+
+
+def refuse_other_run(run_dir: Path, config: TrainConfig[Any]) -> None:
+    """ValueError where the directory holds a run whose results this configuration would not continue."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        return
+    earlier, now = yaml.safe_load(path.read_text()), config.model_dump(mode="json")
+    changed = [name for name in WHAT_MAKES_A_RUN if earlier.get(name) != now[name]]
+    if changed:
+        raise ValueError(
+            f"run-dir: {run_dir} holds a run with another {changed[0]}; choose another --run-dir"
+        )
 
 
 def learning_rate(settings: Trainable, step: int, num_steps: int) -> float:

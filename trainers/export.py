@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import save_torch_state_dict
+
 from trainers.checkpoint import full_weights
 from trainers.config import Ema, TrainConfig, Trainable
 from trainers.distributed import World
@@ -39,6 +41,11 @@ def export_role(
         save_lora(weights, partial / "lora.safetensors", student.lora.rank, student.lora.alpha)
     else:
         component = algorithm_class(config.method).component
-        role.network.save_pretrained(partial / component, state_dict=weights)
+        role.network.save_config(partial / component)
+        save_torch_state_dict(
+            weights,
+            partial / component,
+            filename_pattern="diffusion_pytorch_model{suffix}.safetensors",
+        )
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)

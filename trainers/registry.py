@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
-from trainers.config import TrainConfig, explain, merge
+from pipelines.recipe import explain
+from trainers.config import TrainConfig, merge
 
 if TYPE_CHECKING:
     from trainers.algorithm import Algorithm

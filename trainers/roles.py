@@ -1,7 +1,7 @@
 """Builds the networks that a method declares: own weights, a LoRA on its base, frozen, or a moving average."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -15,23 +15,39 @@ from trainers.config import AlgorithmConfig, Ema, Frozen, Lora, Role, Trainable
 CLASSES = {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan}
 
 
-@dataclass
-class BuiltRole:
-    """A declared role and its network."""
+class Autoencoder(nn.Module):
+    """A VAE as one call, so that sharding sees one forward and one backward."""
 
-    settings: Role
-    network: nn.Module  # diffusers' own class
+    def __init__(self, vae: AutoencoderKLWan):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, video: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """video [B, F, C, H, W] in [0, 1], noise as the latents -> decoded video, mean, log variance; fp32."""
+        posterior = self.vae.encode(video.transpose(1, 2) * 2 - 1).latent_dist
+        mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+        latents = mean + noise * torch.exp(0.5 * log_variance)
+        decoded = self.vae.decode(latents).sample.float()
+        return decoded.transpose(1, 2) * 0.5 + 0.5, mean, log_variance
+
+
+class BuiltRole:
+    """A declared role: `network` is diffusers' own class, `call` is what a method calls."""
+
+    def __init__(self, settings: Role, network: nn.Module):
+        self.settings, self.network = settings, network
+        is_vae = isinstance(network, AutoencoderKLWan)
+        self.call: nn.Module = Autoencoder(network) if is_vae else Denoiser(network)
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters an optimizer moves, by name."""
         return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
 
-    def callable_network(self) -> nn.Module:
-        """What a method calls: a `Denoiser` around a transformer, a VAE as it is."""
-        if isinstance(self.network, WanTransformer3DModel):
-            return Denoiser(self.network)
-        return self.network
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """The repeated blocks of a transformer: the units of sharding."""
+        return self.network.blocks if isinstance(self.network, WanTransformer3DModel) else ()
 
 
 def load_base(folder: Path, component: str) -> nn.Module:

@@ -8,9 +8,12 @@ words apart, and one attention layer does that. `make tiny` runs the whole recip
 """
 
 import argparse
+import copy
 import string
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKLWan,
@@ -18,9 +21,12 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from torch import Tensor
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
-from trainers.worlds.shapes import all_captions
+from pipelines.loading import load_components
+from trainers.data import write_prepared
+from trainers.worlds.shapes import all_captions, render, training_captions
 
 TEXT_LENGTH = 64
 TEXT_DIM = 128
@@ -102,15 +108,77 @@ def build_pipeline(seed: int) -> WanPipeline:
     )
 
 
+@torch.no_grad()
+def measure_latents(vae: AutoencoderKLWan, num_clips: int = 256) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each latent channel over rendered training clips."""
+    captions = training_captions()
+    moments = []
+    for seed in range(0, num_clips, 16):
+        clips = [render(captions[s * 3 % len(captions)], s) for s in range(seed, seed + 16)]
+        video = torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3) * 2 - 1  # [B, C, F, H, W]
+        moments.append(vae.encode(video).latent_dist.mean)
+    latents = torch.cat(moments)
+    return latents.mean((0, 2, 3, 4)).tolist(), latents.std((0, 2, 3, 4)).tolist()
+
+
+def install(export: Path, folder: Path) -> None:
+    """Puts a run's exported part into the model folder, in half precision so that it stays small in git."""
+    if (export / "vae").is_dir():
+        vae = AutoencoderKLWan.from_pretrained(export / "vae").half()
+        mean, std = measure_latents(copy.deepcopy(vae).float())
+        vae.register_to_config(latents_mean=mean, latents_std=std)
+        vae.save_pretrained(folder / "vae")
+    elif (export / "transformer").is_dir():
+        transformer = WanTransformer3DModel.from_pretrained(export / "transformer")
+        transformer.half().save_pretrained(folder / "transformer")
+    else:
+        raise SystemExit(f"error: {export} holds neither a vae nor a transformer")
+
+
+@torch.no_grad()
+def prepare(model: Path, out: Path, num_clips: int) -> None:
+    """Renders training clips, encodes them with the model's VAE and writes a prepared data set."""
+    components = load_components(model, TEXT_LENGTH, "cpu", torch.float32)
+    captions = training_captions()
+    batch_size = 32
+
+    def samples() -> Iterator[tuple[str, Tensor, Tensor]]:
+        for first in range(0, num_clips, batch_size):
+            chosen = [captions[i % len(captions)] for i in range(first, first + batch_size)]
+            clips = [render(c, first + i) for i, c in enumerate(chosen)]
+            latents = components.encode(torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3))
+            for caption, latent in zip(chosen, latents, strict=True):
+                prompt_embeds = components.encode_prompt([str(caption)])[0]
+                num_tokens = int(prompt_embeds.abs().sum(-1).count_nonzero())
+                yield str(caption), latent.half(), prompt_embeds[:num_tokens].half()
+            print(f"encoded {first + batch_size} of {num_clips} clips", end="\r", flush=True)
+        print()
+
+    negative = components.encode_prompt([""])[0]
+    write_prepared(out, samples(), negative, TEXT_LENGTH)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m trainers.worlds.tiny_wan")
-    commands = parser.add_subparsers(required=True)
-    init = commands.add_parser("init", help="write an untrained TinyWan")
-    init.add_argument("folder", type=Path)
-    init.add_argument("--seed", type=int, default=0)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("init", help="write an untrained TinyWan")
+    command.add_argument("folder", type=Path)
+    command.add_argument("--seed", type=int, default=0)
+    command = commands.add_parser("install", help="put a run's export into a model folder")
+    command.add_argument("export", type=Path)
+    command.add_argument("folder", type=Path)
+    command = commands.add_parser("prepare", help="render and encode training clips")
+    command.add_argument("model", type=Path)
+    command.add_argument("out", type=Path)
+    command.add_argument("--num-clips", type=int, default=8192)
     options = parser.parse_args()
-    build_pipeline(options.seed).save_pretrained(options.folder)
+    if options.command == "init":
+        build_pipeline(options.seed).save_pretrained(options.folder)
+    elif options.command == "install":
+        install(options.export, options.folder)
+    else:
+        prepare(options.model, options.out, options.num_clips)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""Presets, overrides and their errors."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainers.registry import FOLDER, algorithm_class, build_config, load_config, methods
+
+PRESETS = sorted(Path("presets/train").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_validates_and_survives_a_round_trip(path: Path) -> None:
+    config = load_config(path)
+    assert build_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+def test_every_file_in_the_folder_is_a_method() -> None:
+    assert methods() == sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "__init__")
+    for method in methods():
+        assert algorithm_class(method).Config.model_fields["student"]
+
+
+def test_overrides_win_over_the_preset(config_tree, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config_tree("finetune")))
+    config = load_config(path, ["num_steps=7", "algorithm.student.lora.rank=3"])
+    assert config.num_steps == 7
+    assert config.algorithm.student.lora.rank == 3
+    assert config.algorithm.student.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("nmu_steps=3", "nmu_steps: is not a known setting"),
+        ("algorithm.student.lr=1", "algorithm.student.lr: is not a known setting"),
+        ("num_steps=0", "num_steps: Input should be greater than 0"),
+        ("method=finetnue", "there is no method 'finetnue'; did you mean 'finetune'"),
+        ("data.source=parquet", "data: Input tag 'parquet'"),
+        ("num_steps", "must look like key=value"),
+        ("seed.deep=1", "'seed' holds a value"),
+        ("name=../evil", "name: String should match pattern"),
+        ("algorithm.ema.decay=1.5", "algorithm.ema.decay: Input should be less than 1"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_that_names_the_field(
+    override: str, message: str, config_tree, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config_tree("finetune")))
+    with pytest.raises(ValueError) as caught:
+        load_config(path, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "is not YAML"), ("- 1", "must hold settings"), ("name: x", "method: name one of")],
+)
+def test_a_file_that_is_no_configuration_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(path)
+
+
+def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "trainers", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_dry_run_prints_the_resolved_configuration_and_trains_nothing(
+    config_tree, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config_tree("finetune")))
+    run_dir = tmp_path / "run"
+    result = run_cli(str(path), "num_steps=9", "--dry-run", "--run-dir", str(run_dir))
+    assert result.returncode == 0, result.stderr
+    assert "num_steps: 9" in result.stdout
+    assert "M parameters" in result.stdout
+    assert not run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model=no-such-model", "error: model 'no-such-model'"),
+        ("data.folder=/nowhere", "error: data.folder: /nowhere holds no finished data set"),
+        ("algorithm.student.lora.targets=[to_z]", "error: algorithm.student.lora.targets: no linear"),
+        ("algorithm.ema.of=teacher", "error: algorithm.ema.of: there is no trained role 'teacher'"),
+    ],
+)
+def test_bad_input_ends_with_code_2_and_one_sentence(
+    override: str, message: str, config_tree, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config_tree("finetune")))
+    result = run_cli(str(path), override, "--run-dir", str(tmp_path / "run"))
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith(message)
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "config.yaml").exists()
