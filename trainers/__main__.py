@@ -1,4 +1,7 @@
-"""python -m trainers CONFIG.yaml [key=value ...] [--run-dir DIR] [--dry-run]; the same under torchrun."""
+"""python -m trainers CONFIG.yaml [key=value ...] [--run-dir DIR] [--dry-run].
+
+The same under torchrun.
+"""
 
 import argparse
 import sys
@@ -13,7 +16,10 @@ from trainers.registry import algorithm_class, load_config
 
 
 def main() -> int:
-    """Runs or describes one training; returns the exit code: 0 done or stopped on request, 2 bad input."""
+    """Runs or describes one training.
+
+    Returns the exit code: 0 done or stopped on request, 2 bad input.
+    """
     parser = argparse.ArgumentParser(prog="python -m trainers", description=__doc__)
     parser.add_argument("config", type=Path, help="a file in presets/train/")
     parser.add_argument("overrides", nargs="*", metavar="key=value")

@@ -1,7 +1,7 @@
 """What a method is: roles in, updates out. The engine does the rest.
 
-A method's file holds a `Config`, its losses and a class named `Method`. It never touches an optimizer, a rank, a
-checkpoint or a logger.
+A method's file holds a `Config`, its losses and a class named `Method`. It never touches an
+optimizer, a rank, a checkpoint or a logger.
 """
 
 from abc import ABC, abstractmethod
@@ -76,8 +76,8 @@ ConfigT = TypeVar("ConfigT", bound=AlgorithmConfig)
 class Algorithm(ABC, Generic[ConfigT]):
     """A method over its roles' networks.
 
-    `component` is the part of the base model that every role is a copy of: the transformer's roles are `Denoiser`s,
-    the vae's are diffusers' own.
+    `component` is the part of the base model that every role is a copy of: the transformer's roles
+    are `Denoiser`s, the vae's are diffusers' own.
     """
 
     Config: ClassVar[type[AlgorithmConfig]]

@@ -1,7 +1,7 @@
-"""Saving and resuming: step, non-frozen weights and optimizer state, through torch's distributed checkpoint.
+"""Saving and resuming through torch's distributed checkpoint: step, trained weights, optimizers.
 
-A checkpoint folder appears under its final name only when it is whole: it is written beside it and renamed. What a kill
-leaves behind is a `.partial` folder that the next save removes.
+A checkpoint folder appears under its final name only when it is whole: it is written beside it and
+renamed. What a kill leaves behind is a `.partial` folder that the next save removes.
 """
 
 import json
@@ -9,11 +9,10 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -94,8 +93,8 @@ def _state(roles: Mapping[str, BuiltRole], optimizers: Mapping[str, Optimizer]) 
     }
 
 
-def full_weights(network: nn.Module) -> dict[str, torch.Tensor]:
+def full_weights(network: nn.Module) -> dict[str, Tensor]:
     """All weights by name, gathered on the CPU of the main rank (the others get an empty dict)."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(network, options=options)
+    weights = cast(dict[str, Tensor], get_model_state_dict(network, options=options))
     return {name: weight.clone() for name, weight in weights.items()}  # gathering pads the storage

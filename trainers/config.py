@@ -1,7 +1,7 @@
-"""The configuration tree of a training run: one strict pydantic tree for YAML, command line and form.
+"""The configuration tree of a training run: one for YAML, command line and form.
 
-Precedence: class defaults < preset file < `key=value`. An unknown key is an error that names the key. This module imports
-no torch, so that the web process can read and check a configuration.
+Precedence: class defaults < preset file < `key=value`. An unknown key is an error that names the
+key. This module imports no torch, so that the web process can read and check a configuration.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,10 @@ class Frozen(Strict):
 
 
 class Ema(Strict):
-    """An exponential moving average of a trained role; what the run samples and exports where it exists."""
+    """An exponential moving average of a trained role.
+
+    What the run samples and exports where it exists.
+    """
 
     of: str = Field("student", description="The role that is averaged.")
     decay: float = Field(0.999, ge=0, lt=1)
@@ -54,7 +57,10 @@ Role = Trainable | Frozen | Ema
 
 
 class AlgorithmConfig(Strict):
-    """What every method's `Config` extends. A field whose type is a Role declares a role of that name."""
+    """What every method's `Config` extends.
+
+    A field whose type is a Role declares a role of that name.
+    """
 
     def roles(self) -> dict[str, Role]:
         """The declared roles by name, in order of declaration."""
@@ -127,7 +133,10 @@ class TrainConfig(Strict, Generic[AlgorithmT]):
 
 
 def merge(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Puts `a.b=value` (YAML values) into a copy of the tree. ValueError where the form is wrong."""
+    """Puts `a.b=value` (YAML values) into a copy of the tree.
+
+    ValueError where the form is wrong.
+    """
     merged = yaml.safe_load(yaml.safe_dump(tree))
     for override in overrides:
         path, separator, text = override.partition("=")

@@ -1,7 +1,7 @@
 """Where batches come from. Which samples a batch holds is a function of (seed, step, stream) alone.
 
-A stream is one micro-batch of one rank: `micro * num_ranks + rank`. Two ranks with one micro-batch each therefore see
-exactly what one rank sees with two.
+A stream is one micro-batch of one rank: `micro * num_ranks + rank`. Two ranks with one micro-batch
+each therefore see exactly what one rank sees with two.
 """
 
 import json
@@ -43,7 +43,7 @@ def write_prepared(
     negative_prompt_embeds: Tensor,
     text_length: int,
 ) -> None:
-    """Writes (caption, latents [C, F, H, W], prompt_embeds [L, D] unpadded) samples as sharded safetensors.
+    """Writes (caption, latents [C, F, H, W], prompt_embeds [L, D] unpadded) as sharded safetensors.
 
     The index is written last: a folder without it is incomplete and is refused by `Prepared`.
     """

@@ -1,6 +1,7 @@
 """Ranks: the process group, FSDP2 sharding, and what all ranks must agree on.
 
-The only module beside checkpoint.py that knows torch.distributed. Started without torchrun there is one rank and no group.
+The only module beside checkpoint.py that knows torch.distributed. Started without torchrun there is
+one rank and no group.
 """
 
 import os
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 from pipelines.denoiser import Denoiser
 
@@ -36,7 +38,7 @@ def join_world(device: str) -> World:
         raise ValueError("device: no CUDA device is visible; set device=cpu")
     if "WORLD_SIZE" not in os.environ:
         return World(0, 1, torch.device(kind))
-    local_device = torch.device(kind, int(os.environ["LOCAL_RANK"]) if kind == "cuda" else None)
+    local_device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" else "cpu")
     if kind == "cuda":
         torch.cuda.set_device(local_device)
     dist.init_process_group("nccl" if kind == "cuda" else "gloo")
@@ -61,6 +63,11 @@ def shard(role: nn.Module, blocks: Iterable[nn.Module], world: World) -> None:
     fully_shard(role)
     if isinstance(role, Denoiser):
         register_fsdp_forward_method(role, "velocity")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered on every rank; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def any_rank(flag: bool, world: World) -> bool:

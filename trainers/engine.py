@@ -1,4 +1,4 @@
-"""The training loop: build roles, resume, step, log, sample, save, stop. What happens between steps is visible lines.
+"""The training loop: build roles, resume, step, log, sample, save, stop.
 
 The run directory is the only interface to the outside:
 
@@ -26,9 +26,9 @@ from trainers.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from trainers.config import Ema, TrainConfig, Trainable
+from trainers.config import Ema, Trainable, TrainConfig
 from trainers.data import build_data, stream_seed
-from trainers.distributed import World, any_rank, barrier, mean_over_ranks, shard
+from trainers.distributed import World, any_rank, barrier, mean_over_ranks, shard, whole
 from trainers.export import export_role, exported_role
 from trainers.registry import algorithm_class
 from trainers.roles import build_roles, update_ema
@@ -108,8 +108,7 @@ class Trainer:
                 loss = update.loss(batch, self._rng(stream))
             (loss.value / num_micro).backward()
             losses.append(loss)
-        norm = nn.utils.clip_grad_norm_(role.trained.values(), settings.max_grad_norm)
-        norm = norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm
+        norm = whole(nn.utils.clip_grad_norm_(role.trained.values(), settings.max_grad_norm))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step, self.config.num_steps)
         self._step_if_finite(update.role, optimizer, norm)
@@ -170,7 +169,7 @@ class Trainer:
         return every > 0 and self.step % every == 0
 
     def _asked(self, what: str) -> bool:
-        """Whether someone touched control/`what` (taken back at once) or, for stop, sent a signal."""
+        """Whether someone touched control/`what` (removed at once) or, to stop, sent a signal."""
         flag = self.run_dir / "control" / what
         asked = self.world.is_main and flag.exists()
         asked = any_rank(asked or (what == "stop" and self.stop_signal), self.world)
@@ -247,7 +246,7 @@ class Trainer:
 
 
 def refuse_other_run(run_dir: Path, config: TrainConfig[Any]) -> None:
-    """ValueError where the directory holds a run whose results this configuration would not continue."""
+    """ValueError where the directory holds a run that this configuration would not continue."""
     path = run_dir / "config.yaml"
     if not path.is_file():
         return
@@ -260,7 +259,10 @@ def refuse_other_run(run_dir: Path, config: TrainConfig[Any]) -> None:
 
 
 def learning_rate(settings: Trainable, step: int, num_steps: int) -> float:
-    """Linear warm-up, then constant or half a cosine down to `final_learning_rate`. A function of the step alone."""
+    """Linear warm-up, then constant or half a cosine down to `final_learning_rate`.
+
+    A function of the step alone.
+    """
     warmup = min(1.0, (step + 1) / (settings.warmup_steps + 1))
     peak, final = settings.learning_rate, settings.final_learning_rate
     if final is None:

@@ -1,4 +1,7 @@
-"""What a finished run hands over: weights in the diffusers layout, or a LoRA file, with the sampler they want."""
+"""What a finished run hands over.
+
+Weights in the diffusers layout, or a LoRA file, with the sampler they want.
+"""
 
 import os
 import shutil
@@ -8,14 +11,17 @@ from typing import Any
 from huggingface_hub import save_torch_state_dict
 
 from trainers.checkpoint import full_weights
-from trainers.config import Ema, TrainConfig, Trainable
+from trainers.config import Ema, Trainable, TrainConfig
 from trainers.distributed import World
 from trainers.registry import algorithm_class
 from trainers.roles import BuiltRole
 
 
 def exported_role(roles: dict[str, BuiltRole]) -> BuiltRole:
-    """The role a run samples and exports: the student's moving average where one is kept, else the student."""
+    """The role a run samples and exports.
+
+    The student's moving average where one is kept, else the student.
+    """
     for role in roles.values():
         if isinstance(role.settings, Ema) and role.settings.of == "student":
             return role
@@ -25,7 +31,10 @@ def exported_role(roles: dict[str, BuiltRole]) -> BuiltRole:
 def export_role(
     config: TrainConfig[Any], roles: dict[str, BuiltRole], folder: Path, world: World
 ) -> None:
-    """Writes `folder/transformer`, `folder/vae` or `folder/lora.safetensors`; replaces an older export whole."""
+    """Writes `folder/transformer`, `folder/vae` or `folder/lora.safetensors`.
+
+    Replaces an older export whole.
+    """
     role = exported_role(roles)
     weights = full_weights(role.network)
     if not world.is_main:

@@ -1,11 +1,14 @@
-"""Builds the networks that a method declares: own weights, a LoRA on its base, frozen, or a moving average."""
+"""Builds the networks that a method declares.
+
+Own weights, a LoRA on its base, frozen, or a moving average.
+"""
 
 import copy
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
@@ -23,7 +26,10 @@ class Autoencoder(nn.Module):
         self.vae = vae
 
     def forward(self, video: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """video [B, F, C, H, W] in [0, 1], noise as the latents -> decoded video, mean, log variance; fp32."""
+        """video [B, F, C, H, W] in [0, 1] and noise [B, C, F, H, W] of the latents' shape, fp32.
+
+        Returns the decoded video and the posterior's mean and log variance.
+        """
         posterior = self.vae.encode(video.transpose(1, 2) * 2 - 1).latent_dist
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
         latents = mean + noise * torch.exp(0.5 * log_variance)
@@ -34,7 +40,7 @@ class Autoencoder(nn.Module):
 class BuiltRole:
     """A declared role: `network` is diffusers' own class, `call` is what a method calls."""
 
-    def __init__(self, settings: Role, network: nn.Module):
+    def __init__(self, settings: Role, network: ModelMixin):
         self.settings, self.network = settings, network
         is_vae = isinstance(network, AutoencoderKLWan)
         self.call: nn.Module = Autoencoder(network) if is_vae else Denoiser(network)
@@ -57,7 +63,10 @@ def load_base(folder: Path, component: str) -> nn.Module:
 
 
 def build_roles(config: AlgorithmConfig, base: nn.Module) -> dict[str, BuiltRole]:
-    """The networks of all declared roles, in fp32. The base itself is handed to the first role that keeps it frozen."""
+    """The networks of all declared roles, in fp32.
+
+    The base itself is handed to the first role that keeps it frozen.
+    """
     base.requires_grad_(False)
     built: dict[str, BuiltRole] = {}
     for name, settings in config.roles().items():
@@ -82,8 +91,12 @@ def build_roles(config: AlgorithmConfig, base: nn.Module) -> dict[str, BuiltRole
 
 def _add_lora(network: nn.Module, lora: Lora, field: str) -> None:
     """Injects trainable low-rank layers; ValueError where no layer has one of the names."""
-    names = [n for n, m in network.named_modules() if isinstance(m, nn.Linear)]
-    unmatched = [t for t in lora.targets if not any(n == t or n.endswith(f".{t}") for n in names)]
+    names = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
+    unmatched = [
+        target
+        for target in lora.targets
+        if not any(name == target or name.endswith(f".{target}") for name in names)
+    ]
     if unmatched:
         raise ValueError(f"{field}.targets: no linear layer of the model is named {unmatched[0]!r}")
     peft_config = LoraConfig(

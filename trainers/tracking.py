@@ -1,4 +1,7 @@
-"""What a run writes about itself: metrics.jsonl (figures by step) and events.jsonl (what happened, when)."""
+"""What a run writes about itself.
+
+Metrics.jsonl (figures by step) and events.jsonl (what happened, when).
+"""
 
 import json
 import time

@@ -42,7 +42,7 @@ def test_overrides_win_over_the_preset(config_tree, tmp_path: Path) -> None:
         ("method=finetnue", "there is no method 'finetnue'; did you mean 'finetune'"),
         ("data.source=parquet", "data: Input tag 'parquet'"),
         ("num_steps", "must look like key=value"),
-        ("seed.deep=1", "'seed' holds a value"),
+        ("name.deep=1", "'name' holds a value"),
         ("name=../evil", "name: String should match pattern"),
         ("algorithm.ema.decay=1.5", "algorithm.ema.decay: Input should be less than 1"),
     ],
@@ -62,7 +62,9 @@ def test_a_wrong_setting_is_one_sentence_that_names_the_field(
     ("text", "message"),
     [("a: [", "is not YAML"), ("- 1", "must hold settings"), ("name: x", "method: name one of")],
 )
-def test_a_file_that_is_no_configuration_is_refused(text: str, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_configuration_is_refused(
+    text: str, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -92,7 +94,10 @@ def test_a_dry_run_prints_the_resolved_configuration_and_trains_nothing(
     [
         ("model=no-such-model", "error: model 'no-such-model'"),
         ("data.folder=/nowhere", "error: data.folder: /nowhere holds no finished data set"),
-        ("algorithm.student.lora.targets=[to_z]", "error: algorithm.student.lora.targets: no linear"),
+        (
+            "algorithm.student.lora.targets=[to_z]",
+            "error: algorithm.student.lora.targets: no linear",
+        ),
         ("algorithm.ema.of=teacher", "error: algorithm.ema.of: there is no trained role 'teacher'"),
     ],
 )

@@ -18,7 +18,9 @@ def prepared(folder: Path, seed: int = 0, batch_size: int = 3) -> Prepared:
 def test_an_epoch_shows_every_sample_once_whatever_the_number_of_streams(micro_data: Path) -> None:
     source = prepared(micro_data)
     alone = [c for step in range(4) for c in source.batch(step, 0, 1).prompts]
-    pairs = [c for step in range(2) for rank in range(2) for c in source.batch(step, rank, 2).prompts]
+    pairs = [
+        c for step in range(2) for rank in range(2) for c in source.batch(step, rank, 2).prompts
+    ]
     assert alone == pairs
     assert len(set(alone)) == 12
     second_epoch = [c for step in range(4, 8) for c in source.batch(step, 0, 1).prompts]
@@ -77,5 +79,7 @@ def test_crops_hold_a_piece_of_the_shape_and_training_never_renders_held_out_cap
 
 
 def test_neighbouring_streams_get_unrelated_seeds() -> None:
-    seeds = {stream_seed(s, step, stream) for s in range(5) for step in range(20) for stream in range(5)}
+    seeds = {
+        stream_seed(s, step, stream) for s in range(5) for step in range(20) for stream in range(5)
+    }
     assert len(seeds) == 500

@@ -1,4 +1,4 @@
-"""The loop: updates, resume, stop, ranks. All on a micro Wan with real FSDP and real checkpoints."""
+"""The loop: updates, resume, stop, ranks. All on a micro Wan with real FSDP and checkpoints."""
 
 import json
 import os

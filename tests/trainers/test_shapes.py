@@ -12,12 +12,11 @@ from trainers.worlds.shapes import (
     HELD_OUT,
     SLOTS,
     Caption,
-    Observation,
     all_captions,
-    observe,
     render,
     training_captions,
 )
+from trainers.worlds.shapes_checker import Observation, observe
 
 RED = Caption.parse("a small red circle moving left on a black background")
 

@@ -2,11 +2,12 @@
 
 Kingma & Welling 2014, "Auto-Encoding Variational Bayes" (arXiv:1312.6114), with pixels in [-1, 1]:
 
-    loss = |decoded - video| + squared_weight * (decoded - video)^2 + kl_weight * KL(posterior || N(0, 1))
+    loss = |decoded - video| + squared_weight * (decoded - video)^2
+           + kl_weight * KL(posterior || N(0, 1))
 
-averaged over elements. The absolute term keeps edges sharp. The squared term is large while a shape is missing and
-so leads away from the plain background, where the absolute error alone would rest. Left out: perceptual and adversarial
-terms; flat colours need neither.
+averaged over elements. The absolute term keeps edges sharp. The squared term is large while a shape
+is missing and so leads away from the plain background, where the absolute error alone would rest.
+Left out: perceptual and adversarial terms; flat colours need neither.
 """
 
 from collections.abc import Iterator
@@ -52,7 +53,10 @@ class Method(Algorithm[Config]):
 
     @staticmethod
     def _latent_noise(video: Tensor, rng: Rng) -> Tensor:
-        """Standard normal noise in the latents' shape: strides 4 in time and 8 in space, 16 channels."""
+        """Standard normal noise in the latents' shape.
+
+        Strides 4 in time and 8 in space, 16 channels.
+        """
         batch_size, num_frames, _, height, width = video.shape
         shape = (batch_size, 16, (num_frames - 1) // 4 + 1, height // 8, width // 8)
         return rng.randn_like(video.new_empty(shape))

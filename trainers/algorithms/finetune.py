@@ -1,14 +1,14 @@
 """Flow matching on encoded videos: how Wan itself was trained.
 
-Lipman et al. 2023, "Flow Matching for Generative Modeling" (arXiv:2210.02747); Esser et al. 2024, "Scaling Rectified Flow
-Transformers" (arXiv:2403.03206).
+Lipman et al. 2023, "Flow Matching for Generative Modeling" (arXiv:2210.02747); Esser et al. 2024,
+"Scaling Rectified Flow Transformers" (arXiv:2403.03206).
 
-    noisy = (1 - sigma) * latents + sigma * noise                              (Esser eq. 1 with a = 1 - sigma)
-    loss  = mean || velocity(noisy, sigma, prompt) - (noise - latents) ||^2    (Esser eq. 12, w = 1)
+    noisy = (1 - sigma) * latents + sigma * noise                            (Esser eq. 1)
+    loss  = mean || velocity(noisy, sigma, prompt) - (noise - latents) ||^2  (Esser eq. 12, w = 1)
 
-sigma is uniform and then shifted (Esser eq. 23), as Wan samples. The prompt is dropped for a share of the samples,
-so that the model learns the unconditional velocity that guidance needs. Left out: logit-normal sigma, which with
-the shift would count the middle twice.
+sigma is uniform and then shifted (Esser eq. 23), as Wan samples. The prompt is dropped for a share
+of the samples, so that the model learns the unconditional velocity that guidance needs. Left out:
+logit-normal sigma, which with the shift would count the middle twice.
 """
 
 from collections.abc import Iterator

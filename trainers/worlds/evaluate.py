@@ -1,9 +1,10 @@
-"""Measures a model of the shapes world: how well prompts are obeyed, how well the autoencoder keeps clips.
+"""Measures a model of the shapes world: how prompts are obeyed, how the autoencoder keeps clips.
 
     python -m trainers.worlds.evaluate prompts --model tiny-wan
     python -m trainers.worlds.evaluate autoencoder --model tiny-wan
 
-Prompt accuracy is the share of clips in which all five slots hold, slot accuracy the share of slots.
+Prompt accuracy is the share of clips in which all five slots hold, slot accuracy the share of
+slots.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from pipelines.generate import sample_video
 from pipelines.loading import Components, load_components
 from pipelines.recipe import Recipe
 from pipelines.registry import Registry
-from trainers.worlds.shapes import SLOTS, Caption, all_captions, observe, render
+from trainers.worlds.shapes import SLOTS, Caption, all_captions, render
+from trainers.worlds.shapes_checker import observe
 
 MIN_PASSING = 0.98  # below this the autoencoder loses what no transformer can mend
 MIN_PSNR_DB = 30.0
@@ -63,7 +65,7 @@ def summarise(verdicts: Sequence[Verdict]) -> dict[str, float]:
 
 
 def evaluate_autoencoder(components: Components, num_clips: int = 200) -> dict[str, float]:
-    """PSNR in dB and the share of reconstructions that pass the checker, over rendered clips of all captions."""
+    """PSNR in dB and the share of reconstructed clips that pass the checker."""
     captions = all_captions()
     psnr, passing = [], []
     for seed in range(num_clips):

@@ -1,8 +1,9 @@
 """TinyWan before training: a real Wan, small enough for two CPU cores, in the diffusers layout.
 
-Every part is the class that Wan2.1 uses, only smaller: `WanTransformer3DModel`, `AutoencoderKLWan`, `UMT5EncoderModel`, a
-T5 tokenizer and UniPC. The text encoder keeps its random weights: in a closed grammar it only has to keep
-words apart, and one attention layer does that. `make tiny` runs the whole recipe.
+Every part is the class that Wan2.1 uses, only smaller: `WanTransformer3DModel`, `AutoencoderKLWan`,
+`UMT5EncoderModel`, a T5 tokenizer and UniPC. The text encoder keeps its random weights: in a closed
+grammar it only has to keep words apart, and one attention layer does that. `make tiny` runs the
+whole recipe.
 
     python -m trainers.worlds.tiny_wan init FOLDER --seed 0
 """
@@ -33,7 +34,7 @@ TEXT_DIM = 128
 
 
 def build_tokenizer() -> T5Tokenizer:
-    """Whole words of the grammar, and single characters for everything else, so that no prompt is refused."""
+    """Whole words of the grammar, and single characters for the rest: no prompt is refused."""
     words = sorted({word for caption in all_captions() for word in str(caption).split()})
     characters = string.ascii_letters + string.digits + string.punctuation
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
@@ -58,7 +59,10 @@ def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
 
 
 def build_vae() -> AutoencoderKLWan:
-    """Temporal stride 4, spatial stride 8 as in Wan2.1; pixels enter as 2x2 patches, which halves every stage's cost."""
+    """Temporal stride 4, spatial stride 8 as in Wan2.1.
+
+    Pixels enter as 2x2 patches, which halves every stage's cost.
+    """
     return AutoencoderKLWan(
         base_dim=16,
         z_dim=16,
@@ -122,7 +126,7 @@ def measure_latents(vae: AutoencoderKLWan, num_clips: int = 256) -> tuple[list[f
 
 
 def install(export: Path, folder: Path) -> None:
-    """Puts a run's exported part into the model folder, in half precision so that it stays small in git."""
+    """Puts a run's exported part into the model folder, in half precision to stay small in git."""
     if (export / "vae").is_dir():
         vae = AutoencoderKLWan.from_pretrained(export / "vae").half()
         mean, std = measure_latents(copy.deepcopy(vae).float())
