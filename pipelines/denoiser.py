@@ -6,6 +6,7 @@ Samplers and losses are written against this call. Guidance wraps it; it is neve
 from typing import Protocol
 
 import torch
+from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 
 from pipelines.flow import NUM_TRAIN_TIMESTEPS, denoised_from_velocity
@@ -23,7 +24,7 @@ class Denoiser(nn.Module):
     `num_forwards` counts the transformer's forwards: the honest cost of a video.
     """
 
-    def __init__(self, transformer: nn.Module):
+    def __init__(self, transformer: WanTransformer3DModel):
         super().__init__()
         self.transformer = transformer
         self.num_forwards = 0

@@ -30,6 +30,8 @@ def explain(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "is not a known setting; check the spelling"
+    elif first["type"] not in ("value_error", "missing"):
+        message += f", not {first['input']!r}"
     return f"{field}: {message}" if field else message
 
 

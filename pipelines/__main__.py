@@ -1,0 +1,196 @@
+"""The command line: make a clip, show the recipe inside one, list the models.
+
+    python -m pipelines generate --model tiny-wan --prompt "..." --out clip.mp4
+    python -m pipelines show clip.mp4
+    python -m pipelines models --json
+
+Exit codes: 0 done, 2 bad input (one sentence on stderr), 130 cancelled with Ctrl-C.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from pydantic import ValidationError
+
+from pipelines.recipe import Adapter, SamplerName, SamplerSpec, explain
+from pipelines.registry import ModelEntry, Registry
+from pipelines.video import read_recipe
+
+if TYPE_CHECKING:
+    from pipelines.generate import Clip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns the exit code."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], None] = options.run
+    try:
+        run(options)
+    except (ValueError, OSError) as error:
+        sentence = explain(error) if isinstance(error, ValidationError) else error
+        print(f"error: {sentence}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ncancelled; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines", description=__doc__.splitlines()[0]
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    folders = argparse.ArgumentParser(add_help=False)
+    folders.add_argument(
+        "--models", type=Path, action="append", default=[], metavar="DIR",
+        help="a folder to look for models and LoRAs in (repeatable)",
+    )  # fmt: skip
+
+    make = commands.add_parser("generate", parents=[folders], help="make one clip")
+    make.set_defaults(run=_generate)
+    make.add_argument("--model", required=True, help="a name from `models`, or a folder")
+    make.add_argument("--prompt", required=True)
+    make.add_argument("--out", type=Path, required=True, help="the .mp4 to write")
+    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--device", help="cpu, cuda, cuda:1; default: the best there is")
+    own = make.add_argument_group("left out, these are the checkpoint's own")
+    own.add_argument("--negative-prompt")
+    own.add_argument("--steps", type=int)
+    own.add_argument("--shift", type=float)
+    own.add_argument("--guidance", type=float)
+    own.add_argument("--sampler", choices=get_args(SamplerName))
+    own.add_argument("--sigmas", help="noise levels before the shift: 1.0,0.75,0.5,0.25")
+    own.add_argument("--size", metavar="WIDTHxHEIGHT")
+    own.add_argument("--frames", type=int, help="4n+1")
+    own.add_argument("--fps", type=int)
+    lora = make.add_argument_group("LoRA")
+    lora.add_argument("--lora", action="append", default=[], metavar="PATH[:STRENGTH]")
+    lora.add_argument("--lora-alpha", type=float, help="replaces the alpha in the LoRA files")
+
+    show = commands.add_parser("show", help="print the recipe inside a clip")
+    show.set_defaults(run=_show)
+    show.add_argument("video", type=Path)
+
+    models = commands.add_parser("models", parents=[folders], help="list the models")
+    models.set_defaults(run=_models)
+    models.add_argument("--json", action="store_true")
+    return parser
+
+
+def _generate(options: argparse.Namespace) -> None:
+    registry = Registry(options.models)
+    if options.lora_alpha is not None and not options.lora:
+        raise ValueError("lora_alpha is given without a LoRA; add --lora PATH or leave it out")
+    width, height = _size(options.size)
+    recipe = registry.recipe(
+        options.model,
+        options.prompt,
+        adapters=[_adapter(text, options.lora_alpha) for text in options.lora],
+        seed=options.seed,
+        steps=options.steps,
+        flow_shift=options.shift,
+        guidance_scale=options.guidance,
+        sampler=options.sampler,
+        sigmas=_sigmas(options.sigmas),
+        width=width,
+        height=height,
+        num_frames=options.frames,
+        fps=options.fps,
+        negative_prompt=options.negative_prompt,
+    )
+    # Importing these takes seconds; bad input is answered before.
+    from pipelines.generate import Clip, ModelCache, generate
+    from pipelines.loading import pick_device
+
+    models = ModelCache(registry, pick_device(options.device))
+    for event in generate(recipe, models, options.out):
+        if isinstance(event, Clip):
+            _report(event)
+        else:
+            eta = "" if event.eta_sec is None else f", ETA {event.eta_sec:.1f} s"
+            print(f"{event.phase} {event.step}/{event.total}{eta}", file=sys.stderr, flush=True)
+
+
+def _report(clip: "Clip") -> None:
+    for note in clip.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(
+        f"{clip.path}: load {clip.load_sec:.2f} s, encode {clip.encode_sec:.2f} s, "
+        f"denoise {clip.denoise_sec:.2f} s, decode {clip.decode_sec:.2f} s, "
+        f"total {clip.total_sec:.2f} s, {clip.num_forwards} forwards"
+    )
+
+
+def _size(text: str | None) -> tuple[int | None, int | None]:
+    if text is None:
+        return None, None
+    width, separator, height = text.partition("x")
+    if not (separator and width.isdecimal() and height.isdecimal()):
+        raise ValueError(f"size is {text!r} but must be WIDTHxHEIGHT, for example 832x480")
+    return int(width), int(height)
+
+
+def _sigmas(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"sigmas is {text!r} but must be numbers like 1.0,0.75,0.5,0.25"
+        ) from error
+
+
+def _adapter(text: str, lora_alpha: float | None) -> Adapter:
+    """PATH[:STRENGTH]; a colon belongs to the path where no number follows it."""
+    path, _, strength = text.rpartition(":")
+    if re.fullmatch(r"[-+]?\d*\.?\d+", strength):
+        return Adapter(path=path, strength=float(strength), lora_alpha=lora_alpha)
+    return Adapter(path=text, lora_alpha=lora_alpha)
+
+
+def _show(options: argparse.Namespace) -> None:
+    print(
+        json.dumps(read_recipe(options.video).model_dump(mode="json"), indent=2, ensure_ascii=False)
+    )
+
+
+def _models(options: argparse.Namespace) -> None:
+    entries = Registry(options.models).models()
+    if options.json:
+        print(json.dumps([_described(entry) for entry in entries.values()], indent=2))
+        return
+    width = max(map(len, entries))
+    for name, entry in entries.items():
+        status = f"missing: {entry.missing}" if entry.missing else "available"
+        print(f"{name:{width}}  {entry.preset.kind:9}  {_sampler(entry.preset.sampler)}  {status}")
+
+
+def _described(entry: ModelEntry) -> dict[str, object]:
+    return {
+        "name": entry.preset.name,
+        "title": entry.preset.title,
+        "kind": entry.preset.kind,
+        "available": entry.missing is None,
+        "missing": entry.missing,
+        "folder": None if entry.folder is None else str(entry.folder),
+        "license": entry.preset.license,
+        "sampler": entry.preset.sampler.model_dump(mode="json"),
+    }
+
+
+def _sampler(spec: SamplerSpec) -> str:
+    return (
+        f"{spec.name} {spec.num_inference_steps} steps, shift {spec.flow_shift:g}, "
+        f"guidance {spec.guidance_scale:g}"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,108 @@
+"""How a checkpoint wants to be used: presets/models/NAME.yaml, or `sampler.json` beside weights.
+
+This module imports no torch, so that the web process can use it.
+"""
+# ruff: noqa: RUF001 - Wan's negative prompt is Chinese, full-width commas included
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from pipelines.files import Header, read_json, what_is_missing
+from pipelines.recipe import SamplerSpec, Strict, explain
+
+# The constant of Wan2.1's own configuration for every text-to-video model (`sample_neg_prompt`).
+WAN_NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，"
+    "整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，"
+    "画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，"
+    "静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+
+class CheckpointSpec(Strict):
+    """How a checkpoint wants to be used; also the content of `sampler.json` beside weights."""
+
+    sampler: SamplerSpec = SamplerSpec()
+    text_length: int = Field(512, ge=1, description="Tokens of the prompt, zero padded.")
+    width: int = 832
+    height: int = 480
+    num_frames: int = 81
+    fps: int = 16
+    negative_prompt: str = ""
+
+
+class ModelPreset(CheckpointSpec):
+    """One file of presets/models/; its name is the file's stem."""
+
+    name: str
+    title: str
+    kind: Literal["base", "distilled"] = "base"
+    source: str = Field(
+        description="Folder below the repository or a models folder, or a hub id of such a folder."
+    )
+    license: str
+    prompts: str | None = Field(None, description="A file of presets/prompts/, without .txt.")
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A preset and where it is; `missing` says in a sentence why it cannot be used, or is None."""
+
+    preset: ModelPreset
+    folder: Path | None
+    missing: str | None
+
+
+def read_preset(path: Path) -> ModelPreset:
+    """One presets/models/NAME.yaml. ValueError naming the file and the field."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return ModelPreset.model_validate({**settings, "name": path.stem})
+    except ValidationError as error:
+        raise ValueError(f"preset {path.name}: {explain(error)}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"preset {path.name} is not valid YAML: {error}") from error
+
+
+def folder_entry(folder: Path, name: str) -> ModelEntry:
+    """A folder without a preset: its `sampler.json`, else Wan's defaults with its own shift."""
+    missing = what_is_missing(folder)
+    spec = CheckpointSpec(negative_prompt=WAN_NEGATIVE_PROMPT)
+    try:
+        spec = _read_spec(folder, spec)
+    except ValueError as error:
+        missing = str(error)
+    preset = ModelPreset(
+        name=name,
+        title=folder.resolve().name,
+        source=str(folder),
+        license="unknown",
+        **spec.model_dump(),
+    )
+    return ModelEntry(preset, folder, missing)
+
+
+def _read_spec(folder: Path, default: CheckpointSpec) -> CheckpointSpec:
+    own, scheduler = folder / "sampler.json", folder / "scheduler" / "scheduler_config.json"
+    if own.is_file():
+        try:
+            return CheckpointSpec.model_validate(read_json(own))
+        except ValidationError as error:
+            raise ValueError(f"{own}: {explain(error)}") from error
+    if scheduler.is_file():
+        sampler: dict[str, Any] = {"flow_shift": read_json(scheduler).get("flow_shift", 5.0)}
+        return default.model_copy(update={"sampler": SamplerSpec(**sampler)})
+    return default
+
+
+def adapter_sampler(path: Path) -> SamplerSpec | None:
+    """The sampler that trainers write into a LoRA's metadata, or None."""
+    file = path / "adapter_model.safetensors" if path.is_dir() else path
+    if file.suffix != ".safetensors" or not file.is_file():
+        return None
+    text = Header(file).metadata.get("sampler")
+    return SamplerSpec.model_validate_json(text) if text else None

@@ -1,0 +1,154 @@
+"""From a model folder to components in memory: transformer, VAE, text encoder, tokenizer.
+
+`load_components` is the one place that knows layouts. Weights are safetensors; a pickle is never
+opened.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+from transformers import logging as transformers_logging
+
+from pipelines.files import Header, fingerprint, weight_files, what_is_missing
+
+
+@dataclass
+class Components:
+    """One model in memory. The VAE is fp32, as in Wan's own inference; the rest may be bf16."""
+
+    transformer: WanTransformer3DModel
+    vae: AutoencoderKLWan
+    text_encoder: UMT5EncoderModel
+    tokenizer: PreTrainedTokenizerBase
+    text_length: int
+    text_fingerprint: str  # equal where two models encode prompts alike
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything lies."""
+        return next(self.vae.parameters()).device
+
+    @property
+    def num_latent_channels(self) -> int:
+        """Channels of the latents, 16 for Wan2.1."""
+        return int(self.vae.config.z_dim)
+
+    @torch.no_grad()
+    def encode_prompt(self, prompts: list[str]) -> Tensor:
+        """Prompts -> [B, text_length, D]; rows past the text are zero and attended to unmasked.
+
+        Both belong to the checkpoint: Wan was trained so.
+        """
+        tokens = self.tokenizer(
+            [prompt_clean(prompt) for prompt in prompts],
+            padding="max_length",
+            max_length=self.text_length,
+            truncation=True,
+            return_tensors="pt",
+        ).to(self.device)
+        mask = tokens.attention_mask
+        embeds = self.text_encoder(tokens.input_ids, mask).last_hidden_state
+        return embeds.masked_fill(mask[..., None] == 0, 0)
+
+    def prompt_notes(self, prompt: str) -> tuple[str, ...]:
+        """A sentence where the prompt is longer than the model reads."""
+        num_tokens = len(self.tokenizer(prompt_clean(prompt)).input_ids)
+        if num_tokens <= self.text_length:
+            return ()
+        return (
+            f"the prompt has {num_tokens} tokens, and the model reads the first {self.text_length}",
+        )
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents [B, C, F, H, W] -> video [B, F, 3, 8H, 8W] fp32 in [0, 1]."""
+        mean, std = self._latent_statistics()
+        video = self.vae.decode(latents.float() * std + mean, return_dict=False)[0]
+        return (video / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Video [B, F, 3, H, W] in [0, 1] -> normalised latents [B, C, (F-1)/4+1, H/8, W/8] fp32.
+
+        The posterior's mean, never a sample, as in Wan's own preprocessing.
+        """
+        mean, std = self._latent_statistics()
+        pixels = video.transpose(1, 2).to(self.device, torch.float32) * 2 - 1
+        return (self.vae.encode(pixels).latent_dist.mode() - mean) / std
+
+    def _latent_statistics(self) -> tuple[Tensor, Tensor]:
+        shape = (1, -1, 1, 1, 1)
+        mean = torch.tensor(self.vae.config.latents_mean, device=self.device).view(shape)
+        std = torch.tensor(self.vae.config.latents_std, device=self.device).view(shape)
+        return mean, std
+
+
+def pick_device(name: str | None = None) -> str:
+    """The device of that name, or the best there is. ValueError where this machine has no such."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    here = {"cpu": 1, "cuda": torch.cuda.device_count()}
+    if not (index or "0").isdecimal() or int(index or 0) >= here.get(kind, 0):
+        raise ValueError(f"device is {name!r} but this machine has no such; use {pick_device()}")
+    return name
+
+
+def best_dtype(device: str) -> torch.dtype:
+    """bf16 where the hardware is made for it; fp32 on a CPU."""
+    return torch.bfloat16 if device.startswith("cuda") else torch.float32
+
+
+def load_components(
+    folder: Path, text_length: int, device: str, dtype: torch.dtype | None = None
+) -> Components:
+    """Loads a diffusers folder of text-to-video Wan; `dtype` is for transformer and text encoder.
+
+    ValueError in one sentence for a missing, damaged or foreign file.
+    """
+    problem = what_is_missing(folder)
+    if problem:
+        raise ValueError(f"model: {problem}")
+    dtype = dtype or best_dtype(device)
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()  # `_load` says in one sentence what they warn about
+    return Components(
+        transformer=_load(WanTransformer3DModel, folder / "transformer", dtype, device),
+        vae=_load(AutoencoderKLWan, folder / "vae", torch.float32, device),
+        text_encoder=_load(UMT5EncoderModel, folder / "text_encoder", dtype, device),
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        text_length=text_length,
+        text_fingerprint=fingerprint(folder / "text_encoder") + fingerprint(folder / "tokenizer"),
+    )
+
+
+def _load(network: Any, part: Path, dtype: torch.dtype, device: str) -> Any:
+    """One network, frozen and in evaluation mode; its weights must fit its config.json."""
+    for file in weight_files(part):
+        Header(
+            file
+        )  # names the damaged file, where the libraries would only say "header too large"
+    try:
+        loaded, report = network.from_pretrained(
+            part, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"model: {part} cannot be loaded ({str(error).splitlines()[0]}); "
+            "copy or download that folder again"
+        ) from error
+    for what in ("missing", "unexpected"):
+        if names := sorted(report[f"{what}_keys"]):
+            raise ValueError(
+                f"model: the weights in {part} do not fit its config.json ({len(names)} tensors "
+                f"are {what}, the first is {names[0]}); copy or download that folder again"
+            )
+    return loaded.requires_grad_(False).eval().to(device)

@@ -1,0 +1,120 @@
+"""A random Wan of a few hundred kilobytes in the diffusers layout, and LoRA files for it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKLWan,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, pre_tokenizers, processors
+from tokenizers.models import WordLevel
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from pipelines.generate import ModelCache
+from pipelines.registry import Registry
+
+TEXT_LENGTH = 12
+WORDS = [
+    "<pad>",
+    "</s>",
+    "<unk>",
+    "a",
+    "red",
+    "blue",
+    "circle",
+    "square",
+    "moving",
+    "left",
+    "&",
+    "black",
+]
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: index for index, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def build_pipeline() -> WanPipeline:
+    torch.manual_seed(0)
+    text = UMT5Config(vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    return WanPipeline(
+        tokenizer=build_tokenizer(),
+        text_encoder=UMT5EncoderModel(text).eval(),
+        vae=AutoencoderKLWan(
+            base_dim=8,
+            z_dim=16,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[0.1] * 16,
+            latents_std=[0.5] * 16,
+        ),
+        transformer=WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            text_dim=16,
+            freq_dim=32,
+            ffn_dim=48,
+            num_layers=2,
+        ),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with one model, `mini`. Read only: copy it before changing it."""
+    folder = tmp_path_factory.mktemp("models")
+    build_pipeline().save_pretrained(folder / "mini")
+    sampler = {"num_inference_steps": 3, "flow_shift": 3.0, "guidance_scale": 5.0}
+    spec = {"sampler": sampler, "text_length": TEXT_LENGTH, "num_frames": 5, "fps": 8}
+    (folder / "mini" / "sampler.json").write_text(json.dumps(spec | {"width": 32, "height": 32}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def registry(models_dir: Path) -> Registry:
+    return Registry([models_dir])
+
+
+@pytest.fixture(scope="session")
+def models(registry: Registry) -> ModelCache:
+    return ModelCache(registry, "cpu")
+
+
+def lora_tensors(seed: int, rank: int = 4, dim: int = 32) -> dict[str, Tensor]:
+    """A LoRA for the self-attention of `mini`, by PEFT's names: LAYER.lora_A.weight."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for block in range(2):
+        for layer in ATTENTION:
+            name = f"blocks.{block}.attn1.{layer}"
+            tensors[f"{name}.lora_A.weight"] = torch.randn(rank, dim, generator=generator) / 4
+            tensors[f"{name}.lora_B.weight"] = torch.randn(dim, rank, generator=generator) / 4
+    return tensors
+
+
+@pytest.fixture
+def lora_file(tmp_path: Path) -> Path:
+    """A LoRA without a stored alpha."""
+    path = tmp_path / "style.safetensors"
+    save_file({f"transformer.{name}": t for name, t in lora_tensors(1).items()}, path)
+    return path
