@@ -1,6 +1,7 @@
 """The model is one call: `denoised = model(noisy_latents, sigma, prompt_embeds)`.
 
-Samplers and losses are written against this call. Guidance wraps it; it is never a branch inside a sampler.
+Samplers and losses are written against this call. Guidance wraps it; it is never a branch inside a
+sampler.
 """
 
 from typing import Protocol
@@ -13,13 +14,13 @@ from pipelines.flow import NUM_TRAIN_TIMESTEPS, denoised_from_velocity
 
 
 class DenoiserCall(Protocol):
-    """noisy_latents [B, C, F, H, W], sigma [B] fp32, prompt_embeds [B, L, D] -> denoised, fp32, as noisy_latents."""
+    """noisy_latents [B, C, F, H, W], sigma [B] fp32, prompt_embeds [B, L, D] -> denoised, fp32."""
 
     def __call__(self, noisy_latents: Tensor, sigma: Tensor, prompt_embeds: Tensor) -> Tensor: ...
 
 
 class Denoiser(nn.Module):
-    """Wraps diffusers' `WanTransformer3DModel`, which predicts velocity, into a prediction of the clean latents.
+    """Turns diffusers' `WanTransformer3DModel`, which predicts velocity, into a denoiser.
 
     `num_forwards` counts the transformer's forwards: the honest cost of a video.
     """
@@ -30,7 +31,7 @@ class Denoiser(nn.Module):
         self.num_forwards = 0
 
     def forward(self, noisy_latents: Tensor, sigma: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """noisy_latents [B, C, F, H, W], sigma [B], prompt_embeds [B, L, D] -> denoised, fp32, as noisy_latents."""
+        """noisy_latents [B, C, F, H, W], sigma [B], prompt_embeds [B, L, D] -> denoised, fp32."""
         velocity = self.velocity(noisy_latents, sigma, prompt_embeds)
         return denoised_from_velocity(noisy_latents.float(), velocity, sigma.float())
 
@@ -53,7 +54,7 @@ def guided(
     """Classifier-free guidance in the standard form: negative + scale * (positive - negative).
 
     `guidance_scale <= 1` returns the model itself: one forward a step.
-    negative_prompt_embeds [1 or B, L, D]. Two forwards of batch B, so the peak memory stays that of one.
+    negative_prompt_embeds [1 or B, L, D]. Two forwards of batch B: the peak memory of one.
     """
     if guidance_scale <= 1:
         return model

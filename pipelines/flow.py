@@ -1,11 +1,12 @@
 """Flow-matching arithmetic: the noise schedule and the identities between its quantities.
 
     noisy_latents = (1 - sigma) * latents + sigma * noise          sigma in [0, 1], 1 is pure noise
-    velocity      = noise - latents                                what Wan predicts (d noisy_latents / d sigma)
+    velocity      = noise - latents                                what Wan predicts
     denoised      = noisy_latents - sigma * velocity               the model's estimate of `latents`
 
 Schedules are computed in float64 and handed out in float32; sigma never passes through bfloat16.
-Source: Lipman et al. 2023 (arXiv:2210.02747), Esser et al. 2024 (arXiv:2403.03206, eq. 23 for the shift).
+Source: Lipman et al. 2023 (arXiv:2210.02747); Esser et al. 2024 (arXiv:2403.03206), eq. 23 for the
+shift.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ NUM_TRAIN_TIMESTEPS = 1000
 
 
 def shift_sigmas(sigma: Tensor, flow_shift: float) -> Tensor:
-    """Moves noise levels toward 1: k*s / (1 + (k-1)*s). Two shifts compose to their product. Any shape."""
+    """Moves noise levels toward 1: k*s / (1 + (k-1)*s). Two shifts multiply. Any shape."""
     return flow_shift * sigma / (1 + (flow_shift - 1) * sigma)
 
 

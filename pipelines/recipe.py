@@ -1,7 +1,7 @@
 """What made a video: `Recipe`, and how a checkpoint wants to be sampled: `SamplerSpec`.
 
-The recipe is the unit of the studio: the same object is in the mp4, the database row, the share link, the command line
-and the cache key. This module imports no torch, so that the web process can use it.
+The recipe is the unit of the studio: the same object is in the mp4, the database row, the share
+link, the command line and the cache key. This module imports no torch, so that the web process can use it.
 """
 
 import hashlib
@@ -53,11 +53,11 @@ class SamplerSpec(Strict):
     )
     sigmas: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = Field(
         None,
-        description="Explicit noise levels before the shift, descending from 1; replaces the even grid.",
+        description="Noise levels before the shift, descending from 1; replaces the even grid.",
     )
     guidance_mode: GuidanceMode = Field(
         "two_pass",
-        description="two_pass: classifier-free guidance. off: distilled, guidance must stay at 1 or less.",
+        description="two_pass: classifier-free guidance. off: distilled, guidance stays at 1.",
     )
 
     @model_validator(mode="after")
@@ -67,7 +67,8 @@ class SamplerSpec(Strict):
                 raise ValueError("sigmas must descend, for example [1.0, 0.75, 0.5, 0.25]")
             if len(self.sigmas) != self.num_inference_steps:
                 raise ValueError(
-                    f"num_inference_steps is {self.num_inference_steps} but sigmas lists {len(self.sigmas)} levels; "
+                    f"num_inference_steps is {self.num_inference_steps} but sigmas lists "
+                    f"{len(self.sigmas)} levels; "
                     "make them agree or leave sigmas out"
                 )
         return self
@@ -78,10 +79,11 @@ class SamplerSpec(Strict):
         return 2 if self.guidance_scale > 1 else 1
 
     def problem(self) -> str | None:
-        """Why this combination cannot give a sensible video, or None. Shown before anything runs."""
+        """Why this combination cannot give a sensible video, or None; shown before it runs."""
         if self.guidance_mode == "off" and self.guidance_scale > 1:
             return (
-                f"guidance_scale is {self.guidance_scale:g} but this checkpoint was distilled to run without guidance; "
+                f"guidance_scale is {self.guidance_scale:g} but this checkpoint was distilled to run "
+                "without guidance; "
                 "set guidance_scale to 1"
             )
         return None
@@ -101,7 +103,7 @@ class Adapter(Strict):
 
 
 class Recipe(Strict):
-    """Everything that made one video. Two equal recipes give the same frames on the same machine."""
+    """Everything that made one video. Equal recipes give equal frames on the same machine."""
 
     schema_version: Literal[1] = 1
     model: str = Field(description="Registry name or folder.")

@@ -22,7 +22,9 @@ from pipelines.recipe import Recipe, explain
 if TYPE_CHECKING:
     from moviepy import VideoClip
 
-NEAR_LOSSLESS_CRF = 10  # 0 lossless .. 51 worst; at 10 a second generation is not told apart by eye
+# crf: 0 lossless .. 51 worst; at 10 a second generation is not told apart by eye. mbtree: x264's
+# AVX-512 code for it reads uninitialised memory, and then equal frames make unequal files.
+ENCODER = {"crf": "10", "mbtree": "0"}
 GRID_CELL_WIDTH = (
     320  # narrower clips are enlarged by a whole factor, so that their labels can be read
 )
@@ -49,9 +51,7 @@ def write_video(
     ):
         if comment is not None:
             container.metadata["comment"] = comment
-        stream = container.add_stream(
-            "libx264", rate=Fraction(fps), options={"crf": str(NEAR_LOSSLESS_CRF)}
-        )
+        stream = container.add_stream("libx264", rate=Fraction(fps), options=ENCODER)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         codec = stream.codec_context
         codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG

@@ -126,6 +126,14 @@ class TrainConfig(Strict, Generic[AlgorithmT]):
         "bf16", description="Compute type; weights stay fp32."
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    attention_backend: str | None = Field(
+        None,
+        description="One of diffusers' attention backends, such as flash or _native_math (the "
+        "fastest on a CPU for short sequences); empty leaves the choice to PyTorch.",
+    )
+    compile_blocks: bool = Field(
+        False, description="Compile the transformer's blocks; a CPU needs a C++ compiler for it."
+    )
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)

@@ -31,7 +31,7 @@ from trainers.data import build_data, stream_seed
 from trainers.distributed import World, any_rank, barrier, mean_over_ranks, shard, whole
 from trainers.export import export_role, exported_role
 from trainers.registry import algorithm_class
-from trainers.roles import build_roles, update_ema
+from trainers.roles import build_roles, tune_compute, update_ema
 from trainers.samples import SampleWriter
 from trainers.tracking import Tracker
 
@@ -48,6 +48,7 @@ class Trainer:
         method = algorithm_class(config.method)
         torch.manual_seed(config.seed)  # new adapters start from random weights
         self.roles = build_roles(config.algorithm, base.to(world.device))
+        tune_compute(self.roles.values(), config.attention_backend, config.compile_blocks)
         for role in self.roles.values():
             shard(role.call, role.blocks, world)
         calls = {name: role.call for name, role in self.roles.items()}

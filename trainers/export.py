@@ -10,6 +10,8 @@ from typing import Any
 
 from huggingface_hub import save_torch_state_dict
 
+from pipelines.adapters import save_lora
+from pipelines.registry import CheckpointSpec, Registry
 from trainers.checkpoint import full_weights
 from trainers.config import Ema, Trainable, TrainConfig
 from trainers.distributed import World
@@ -31,9 +33,9 @@ def exported_role(roles: dict[str, BuiltRole]) -> BuiltRole:
 def export_role(
     config: TrainConfig[Any], roles: dict[str, BuiltRole], folder: Path, world: World
 ) -> None:
-    """Writes `folder/transformer`, `folder/vae` or `folder/lora.safetensors`.
+    """Writes `folder/transformer`, `folder/vae` or `folder/lora.safetensors`, and `sampler.json`.
 
-    Replaces an older export whole.
+    Replaces an older export whole. The sampler is the base model's own.
     """
     role = exported_role(roles)
     weights = full_weights(role.network)
@@ -42,12 +44,14 @@ def export_role(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    preset = Registry().entry(config.model).preset
+    spec = CheckpointSpec(**{name: getattr(preset, name) for name in CheckpointSpec.model_fields})
+    (partial / "sampler.json").write_text(spec.model_dump_json(indent=2))
     student = roles["student"].settings
     assert isinstance(student, Trainable)
     if student.lora is not None:
-        from pipelines.adapters import save_lora
-
-        save_lora(weights, partial / "lora.safetensors", student.lora.rank, student.lora.alpha)
+        file, lora = partial / "lora.safetensors", student.lora
+        save_lora(weights, file, lora.rank, lora.alpha, spec.sampler)
     else:
         component = algorithm_class(config.method).component
         role.network.save_config(partial / component)

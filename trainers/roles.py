@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
+from diffusers.models.attention_dispatch import AttentionBackendName
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
@@ -87,6 +88,28 @@ def build_roles(config: AlgorithmConfig, base: nn.Module) -> dict[str, BuiltRole
             average = copy.deepcopy(built[settings.of].network).requires_grad_(False)
             built[name] = BuiltRole(settings, average)
     return built
+
+
+def tune_compute(
+    roles: Iterable[BuiltRole], attention_backend: str | None, compile_blocks: bool
+) -> None:
+    """Sets how transformers compute; ValueError for a backend that diffusers does not know.
+
+    Only trained networks are compiled: the others run too seldom to earn it back.
+    """
+    known = [name.value for name in AttentionBackendName]
+    if attention_backend is not None and attention_backend not in known:
+        raise ValueError(f"attention_backend: choose one of {', '.join(known)}")
+    for role in roles:
+        if not isinstance(role.network, WanTransformer3DModel):
+            if attention_backend is not None or compile_blocks:
+                raise ValueError("attention_backend, compile_blocks: only transformers have them")
+            continue
+        if attention_backend is not None:
+            role.network.set_attention_backend(attention_backend)
+        if compile_blocks and role.trained:
+            for block in role.blocks:
+                block.compile()
 
 
 def _add_lora(network: nn.Module, lora: Lora, field: str) -> None:

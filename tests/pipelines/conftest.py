@@ -118,3 +118,21 @@ def lora_file(tmp_path: Path) -> Path:
     path = tmp_path / "style.safetensors"
     save_file({f"transformer.{name}": t for name, t in lora_tensors(1).items()}, path)
     return path
+
+
+@pytest.fixture
+def transformer(models_dir: Path) -> WanTransformer3DModel:
+    loaded = WanTransformer3DModel.from_pretrained(models_dir / "mini" / "transformer")
+    return loaded.requires_grad_(False)
+
+
+@torch.no_grad()
+def velocity(transformer: WanTransformer3DModel) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    (output,) = transformer(
+        hidden_states=torch.randn(1, 16, 2, 4, 4, generator=generator),
+        timestep=torch.tensor([700.0]),
+        encoder_hidden_states=torch.randn(1, 12, 16, generator=generator),
+        return_dict=False,
+    )
+    return output

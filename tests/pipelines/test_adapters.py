@@ -1,6 +1,4 @@
 import json
-import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,30 +8,12 @@ from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines.adapters import MAX_RESIDENT, apply_adapters, read_lora, save_lora
+from pipelines.adapters import MAX_RESIDENT, apply_adapters, save_lora
 from pipelines.checkpoints import adapter_sampler
 from pipelines.recipe import Adapter, SamplerSpec
-from tests.pipelines.conftest import ATTENTION, lora_tensors
+from tests.pipelines.conftest import ATTENTION, lora_tensors, velocity
 
 RANK = 4
-
-
-@pytest.fixture
-def transformer(models_dir: Path) -> WanTransformer3DModel:
-    loaded = WanTransformer3DModel.from_pretrained(models_dir / "mini" / "transformer")
-    return loaded.requires_grad_(False)
-
-
-@torch.no_grad()
-def velocity(transformer: WanTransformer3DModel) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    (output,) = transformer(
-        hidden_states=torch.randn(1, 16, 2, 4, 4, generator=generator),
-        timestep=torch.tensor([700.0]),
-        encoder_hidden_states=torch.randn(1, 12, 16, generator=generator),
-        return_dict=False,
-    )
-    return output
 
 
 def expected_velocity(models_dir: Path, changes: list[tuple[dict[str, Tensor], float]]) -> Tensor:
@@ -207,97 +187,6 @@ def test_a_file_that_fits_in_part_is_applied_and_reported(
         assert "blocks.9.attn1.to_q" in note
     expected = expected_velocity(models_dir, [(tensors, 1.0)])
     torch.testing.assert_close(velocity(transformer), expected, atol=1e-5, rtol=0)
-
-
-def write_foreign_names(path: Path) -> None:
-    save_file({f"unet.down.{name}": t for name, t in lora_tensors(1).items()}, path)
-
-
-def write_other_model_size(path: Path) -> None:
-    save_file({f"transformer.{k}": v for k, v in lora_tensors(1, dim=48).items()}, path)
-
-
-def write_full_weights(path: Path) -> None:
-    save_file({"blocks.0.attn1.to_q.weight": torch.zeros(32, 32)}, path)
-
-
-def write_dora(path: Path) -> None:
-    magnitude = {"blocks.0.attn1.to_q.lora_magnitude_vector": torch.ones(32)}
-    save_file(lora_tensors(1) | magnitude, path)
-
-
-def write_half(path: Path) -> None:
-    tensors = lora_tensors(1)
-    del tensors["blocks.0.attn1.to_q.lora_B.weight"]
-    save_file(tensors, path)
-
-
-def write_truncated(path: Path) -> None:
-    save_file(lora_tensors(1), path)
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def write_nothing(path: Path) -> None:
-    save_file({}, path)
-
-
-@pytest.mark.parametrize(
-    ("write", "message"),
-    [
-        (write_foreign_names, "fits no layer of this model"),
-        (write_other_model_size, "made for another model: .* 48x48 in the file and 32x32 here"),
-        (write_full_weights, "to_q.weight is not a plain LoRA weight"),
-        (write_dora, "lora_magnitude_vector is not a plain LoRA weight"),
-        (write_half, "is incomplete: .*to_q has only one of lora_A and lora_B"),
-        (write_truncated, "are damaged"),
-        (write_nothing, "is incomplete: it is empty"),
-        (lambda path: path.mkdir(), "is a folder without adapter_config.json"),
-        (lambda path: None, "does not exist"),
-    ],
-)
-def test_a_file_that_cannot_be_applied_is_refused_and_the_base_stays_usable(
-    write: Callable[[Path], None],
-    message: str,
-    transformer: WanTransformer3DModel,
-    tmp_path: Path,
-) -> None:
-    base = velocity(transformer)
-    path = tmp_path / "a.safetensors"
-    write(path)
-    with pytest.raises(ValueError, match=message):
-        apply_adapters(transformer, [Adapter(path=str(path), fingerprint="0")])
-    apply_adapters(transformer, [])
-    assert torch.equal(velocity(transformer), base)
-
-
-def test_the_same_file_twice_is_refused(
-    transformer: WanTransformer3DModel, lora_file: Path
-) -> None:
-    with pytest.raises(ValueError, match="not all different; list each once"):
-        apply_adapters(transformer, [adapter(lora_file), adapter(lora_file, strength=0.5)])
-
-
-def test_a_pickle_of_plain_weights_is_read_and_one_that_runs_code_is_not(tmp_path: Path) -> None:
-    plain = tmp_path / "plain.pt"
-    torch.save(lora_tensors(1), plain)
-    assert len(read_lora(plain).down) == 8
-
-    marker = tmp_path / "ran"
-
-    class Payload:
-        def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
-            return open, (str(marker), "w")  # type: ignore[return-value]
-
-    hostile = tmp_path / "hostile.pt"
-    hostile.write_bytes(pickle.dumps({"a": Payload()}))
-    zipped = tmp_path / "zipped.bin"
-    torch.save({"a": Payload()}, zipped)
-    text = tmp_path / "notes.pt"
-    text.write_text("not weights at all")
-    for path in (hostile, zipped, text):
-        with pytest.raises(ValueError, match="neither safetensors nor a pickle of plain weights"):
-            read_lora(path)
-    assert not marker.exists()
 
 
 def test_only_the_loras_used_last_stay_attached(

@@ -80,6 +80,14 @@ def test_the_same_recipe_gives_the_same_frames_in_a_fresh_process_state(
     assert np.abs(read_video(first.path) - read_video(third.path)).max() > 0.01
 
 
+def test_the_same_recipe_gives_the_same_file_whatever_memory_held_before(
+    registry: Registry, models: ModelCache, tmp_path: Path
+) -> None:
+    recipe = registry.recipe("mini", PROMPT, seed=2)
+    clips = [make(recipe, models, tmp_path / f"{index}.mp4") for index in range(16)]
+    assert len({clip.path.read_bytes() for clip in clips}) == 1
+
+
 def test_recipes_share_the_model_the_embeddings_and_the_noise_they_agree_on(
     registry: Registry, tmp_path: Path
 ) -> None:

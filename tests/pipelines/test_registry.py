@@ -157,8 +157,13 @@ def test_a_lora_that_carries_its_sampler_replaces_the_models_own(
     assert "set guidance_scale to 1" in (guided.sampler.problem() or "")
 
 
-def test_without_guidance_the_negative_prompt_is_left_out_or_refused(registry: Registry) -> None:
-    assert registry.recipe("mini", "a", guidance_scale=1.0).negative_prompt == ""
+def test_without_guidance_the_negative_prompt_is_left_out_or_refused(
+    registry: Registry, own_models: Path
+) -> None:
+    (own_models / "mini" / "sampler.json").unlink()  # then Wan's defaults hold
+    wan = Registry([own_models])
+    assert wan.recipe("mini", "a").negative_prompt == WAN_NEGATIVE_PROMPT
+    assert wan.recipe("mini", "a", guidance_scale=1.0).negative_prompt == ""
     assert registry.recipe("mini", "a", negative_prompt="ugly").negative_prompt == "ugly"
     with pytest.raises(
         ValueError, match="negative_prompt is read only with guidance_scale above 1"

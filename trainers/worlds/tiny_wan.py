@@ -150,7 +150,9 @@ def prepare(model: Path, out: Path, num_clips: int) -> None:
         for first in range(0, num_clips, batch_size):
             chosen = [captions[i % len(captions)] for i in range(first, first + batch_size)]
             clips = [render(c, first + i) for i, c in enumerate(chosen)]
-            latents = components.encode(torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3))
+            video = torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3)
+            with torch.autocast("cpu", torch.bfloat16):  # its rounding is far below any noise level
+                latents = components.encode(video).float()
             for caption, latent in zip(chosen, latents, strict=True):
                 prompt_embeds = components.encode_prompt([str(caption)])[0]
                 num_tokens = int(prompt_embeds.abs().sum(-1).count_nonzero())
