@@ -1,7 +1,8 @@
 """What made a video: `Recipe`, and how a checkpoint wants to be sampled: `SamplerSpec`.
 
 The recipe is the unit of the studio: the same object is in the mp4, the database row, the share
-link, the command line and the cache key. This module imports no torch, so that the web process can use it.
+link, the command line and the cache key. This module imports no torch, so that the web process can
+use it.
 """
 
 import hashlib
@@ -82,8 +83,8 @@ class SamplerSpec(Strict):
         """Why this combination cannot give a sensible video, or None; shown before it runs."""
         if self.guidance_mode == "off" and self.guidance_scale > 1:
             return (
-                f"guidance_scale is {self.guidance_scale:g} but this checkpoint was distilled to run "
-                "without guidance; "
+                f"guidance_scale is {self.guidance_scale:g} but this checkpoint was distilled to "
+                "run without guidance; "
                 "set guidance_scale to 1"
             )
         return None

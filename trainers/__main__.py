@@ -5,6 +5,7 @@ The same under torchrun.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from trainers.config import TrainConfig
 from trainers.registry import algorithm_class, load_config
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs or describes one training.
 
     Returns the exit code: 0 done or stopped on request, 2 bad input.
@@ -25,7 +26,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--run-dir", type=Path, help="default: runs/NAME")
     parser.add_argument("--dry-run", action="store_true", help="check and describe, train nothing")
-    options = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args(arguments)
     try:
         config = load_config(options.config, options.overrides)
         return _run(config, options.run_dir or Path("runs") / config.name, options.dry_run)
