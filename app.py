@@ -1,0 +1,126 @@
+"""The studio's web process: `python app.py`, then open the address that it prints."""
+
+import argparse
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def main() -> None:
+    arguments = parse(sys.argv[1:])
+    try:
+        check(arguments)
+        serve(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="app.py", description="Compare video models.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on")
+    parser.add_argument("--data", type=Path, help="folder for clips and the index")
+    parser.add_argument(
+        "--models", type=Path, action="append", default=[], help="folder with models and LoRAs"
+    )
+    parser.add_argument("--share", action="store_true", help="make a public link; needs --auth")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for a name and a password")
+    parser.add_argument("--viewer", action="store_true", help="show comparisons, make nothing")
+    parser.add_argument(
+        "--device", action="append", default=[], help="cuda:0, cpu, ...; default: every GPU"
+    )
+    return parser.parse_args(words)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """ValueError in one sentence for what must not or cannot be served."""
+    if arguments.auth is not None and not all(arguments.auth.partition(":")):
+        raise ValueError("--auth must be USER:PASSWORD")
+    if arguments.auth is None and (arguments.share or arguments.host not in LOOPBACK):
+        option = "--share" if arguments.share else f"--host {arguments.host}"
+        raise ValueError(
+            f"{option} lets other people run this machine; protect it with --auth USER:PASSWORD"
+        )
+    family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((arguments.host, arguments.port))
+        except OSError as error:
+            raise ValueError(
+                f"--port {arguments.port} on {arguments.host} cannot be used ({error.strerror}); "
+                "choose another --port"
+            ) from error
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Runs until interrupted. Imports are here: worker processes import this file too."""
+    import platformdirs
+    from filelock import FileLock, Timeout
+
+    data = (arguments.data or Path(platformdirs.user_data_dir("wan-studio"))).resolve()
+    data.mkdir(parents=True, exist_ok=True)
+    models = [folder.resolve() for folder in arguments.models]
+    lock = FileLock(data / "studio.lock")
+    if not arguments.viewer:  # viewers only read; two queues on one folder would fight
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(
+                f"--data {data} is used by another studio; close that one or choose another folder"
+            ) from error
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(data / "cache")
+    os.chdir(data)  # so that links to clips are relative and do not tell where the folder lies
+    launch(arguments, data, models)
+
+
+def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> None:
+    from pipelines.registry import Registry
+
+    registry = Registry(models)  # before Gradio, which takes a second to import
+    from studio.devices import default_devices
+    from studio.studio import Studio
+    from studio.ui import STYLES, build_page, theme
+    from studio.workers import Workers
+
+    studio = Studio(data, registry, arguments.viewer)
+    devices = arguments.device or default_devices()
+    workers = None if studio.viewer else Workers(studio.store, data, models, devices)
+    if workers is not None:
+        studio.index_clips()
+        workers.start(studio.first_model())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that `finally` runs
+    page = build_page(studio, devices)
+    page.queue(
+        max_size=64, default_concurrency_limit=8
+    )  # events are short; jobs queue in the store
+    try:
+        page.launch(
+            server_name=arguments.host,
+            server_port=arguments.port,
+            share=arguments.share,
+            auth=tuple(arguments.auth.split(":", 1)) if arguments.auth else None,
+            theme=theme(),
+            css_paths=list(STYLES),
+            allowed_paths=[str(data / "clips"), str(data / "exports")],
+            footer_links=["api", "settings"],
+            max_file_size="512mb",
+            mcp_server=False,
+            ssr_mode=False,
+            run_history=False,
+            enable_monitoring=False,
+            show_error=True,
+        )
+    finally:
+        if workers is not None:
+            workers.stop()
+
+
+if __name__ == "__main__":
+    main()

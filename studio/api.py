@@ -1,0 +1,61 @@
+"""The public API: five named endpoints for `gradio_client` and plain HTTP."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gradio as gr
+
+from studio.html import escape
+from studio.studio import Studio, sentence
+from studio.variants import Variant
+
+
+def register(studio: Studio) -> None:
+    """Adds the endpoints to the page that is being built."""
+
+    def submit_compare(prompt: str, variants: list[dict[str, Any]]) -> str:
+        """Queues one clip for each variant (its fields: `Variant`); returns the comparison's id."""
+        with _complaints():
+            return studio.submit([Variant.model_validate(v) for v in variants], prompt)
+
+    def job_status(comparison: str) -> dict[str, Any]:
+        """State, progress, metrics and link of every clip of a comparison."""
+        with _complaints():
+            return studio.status(comparison)
+
+    def cancel_job(job: int) -> str:
+        """Cancels the job with this number; job_status names it."""
+        with _complaints():
+            studio.cancel(job)
+        return "cancelled"
+
+    def list_models() -> list[dict[str, Any]]:
+        """Name, title, kind and own sampler of every model, and what is missing."""
+        return [
+            {
+                "name": name,
+                "title": entry.preset.title,
+                "kind": entry.preset.kind,
+                "available": entry.missing is None,
+                "sampler": entry.preset.sampler.model_dump(),
+            }
+            for name, entry in studio.registry.models().items()
+        ]
+
+    def get_recipe(comparison: str, label: str) -> dict[str, Any]:
+        """The full recipe of one variant of a comparison."""
+        with _complaints():
+            return studio.recipe(comparison, label).model_dump(mode="json")
+
+    for endpoint in (submit_compare, job_status, cancel_job, list_models, get_recipe):
+        gr.api(endpoint, api_name=endpoint.__name__)
+
+
+@contextmanager
+def _complaints() -> Iterator[None]:
+    """Turns a ValueError into an answer that a client can read."""
+    try:
+        yield
+    except ValueError as error:
+        raise gr.Error(escape(sentence(error))) from error

@@ -1,0 +1,114 @@
+"""Variants as Gradio components: a fixed pool of four panels, read and filled as data.
+
+A handler gets the components' values as one flat tuple; `Form.read` makes the prompt and the
+variants of it, `Form.filled` makes the updates that show them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+from pydantic import ValidationError
+
+from pipelines.recipe import explain
+from studio.variants import SHARED_FIELDS, Variant
+
+NO_LORA = ""
+PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+Updates = dict[Component, Any]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One variant: its column and the component of each field of `Variant`."""
+
+    label: str
+    column: gr.Column
+    fields: dict[str, Component]
+
+
+@dataclass(frozen=True)
+class Form:
+    """Everything that Generate reads."""
+
+    prompt: gr.Textbox
+    shared: dict[str, Component]  # by name in SHARED_FIELDS
+    locks: gr.CheckboxGroup
+    num_variants: gr.State
+    panels: tuple[Panel, ...]
+
+    @property
+    def columns(self) -> list[gr.Column]:
+        return [panel.column for panel in self.panels]
+
+    @property
+    def inputs(self) -> list[Component]:
+        """All components, in the order that `read` expects."""
+        panels = [component for panel in self.panels for component in panel.fields.values()]
+        return [self.prompt, self.locks, self.num_variants, *self.shared.values(), *panels]
+
+    def read(self, values: Sequence[Any]) -> tuple[str, list[Variant]]:
+        """Prompt and visible variants. ValueError where a field has a value it cannot have."""
+        by_component = dict(zip(self.inputs, values, strict=True))
+        locks = by_component[self.locks]
+        variants = []
+        for panel in self.panels[: by_component[self.num_variants]]:
+            given = {name: by_component[c] for name, c in panel.fields.items()}
+            given |= {name: by_component[self.shared[name]] for name in locks}
+            given = {name: value for name, value in given.items() if value not in (None, "")}
+            try:
+                variants.append(Variant.model_validate(given))
+            except ValidationError as error:
+                raise ValueError(f"Variant {panel.label}: {explain(error)}") from error
+        return by_component[self.prompt], variants
+
+    def filled(self, prompt: str, variants: Sequence[Variant]) -> Updates:
+        """Updates that show these variants; what all agree on comes back locked."""
+        locks = [name for name in SHARED_FIELDS if len({getattr(v, name) for v in variants}) == 1]
+        updates: Updates = {self.prompt: gr.update(value=prompt)}
+        updates |= {self.locks: gr.update(value=locks), self.num_variants: len(variants)}
+        for name, component in self.shared.items():
+            value = getattr(variants[0], name)
+            updates[component] = gr.update(value=value, visible=name in locks)
+        for index, panel in enumerate(self.panels):
+            updates[panel.column] = gr.update(visible=index < len(variants))
+            variant = variants[min(index, len(variants) - 1)]
+            updates |= self.panel_filled(panel, variant.model_dump(), locks)
+        return updates
+
+    def panel_filled(
+        self, panel: Panel, values: Mapping[str, Any], locks: Sequence[str]
+    ) -> Updates:
+        """Updates for one panel from the values of a `Variant`."""
+        updates: Updates = {}
+        for name, value in values.items():
+            visible = {}
+            if name in SHARED_FIELDS:
+                visible["visible"] = name not in locks
+            elif name in ("lora_alpha", "strength"):
+                visible["visible"] = bool(values["lora"])
+            elif name == "lora":
+                value = value or NO_LORA
+            updates[panel.fields[name]] = gr.update(value=value, **visible)
+        return updates
+
+    def locked(self, locks: Sequence[str], shared: Sequence[Any]) -> Updates:
+        """Shows each shared field once above the panels, or once in every panel."""
+        updates: Updates = {}
+        for (name, component), value in zip(self.shared.items(), shared, strict=True):
+            updates[component] = gr.update(visible=name in locks)
+            for panel in self.panels:
+                updates[panel.fields[name]] = gr.update(value=value, visible=name not in locks)
+        return updates
+
+    def counted(self, num_variants: int) -> Updates:
+        """Shows the first panels only."""
+        columns = {p.column: gr.update(visible=i < num_variants) for i, p in enumerate(self.panels)}
+        return {self.num_variants: num_variants, **columns}
+
+
+def field_id(label: str, name: str) -> str:
+    """The id of a field in the page."""
+    return f"variant-{label}-{name}"

@@ -1,0 +1,193 @@
+"""Draws the form of Compare: prompt, what all variants share, and the panels."""
+
+import random
+from collections.abc import Callable
+from typing import Any, get_args
+
+import gradio as gr
+from gradio.components import Component
+
+from pipelines.recipe import SamplerName
+from pipelines.registry import Registry
+from studio.forms import NO_LORA, PRIVATE, Form, Panel, field_id
+from studio.variants import LABELS, SHARED_FIELDS, Variant, lora_name, own_variant
+
+MIN_VARIANTS = 2
+FEW_STEPS = 4  # what B starts with: the question that this studio is about
+MAX_SEED = 2**32 - 1
+LOCK_CHOICES = [("Seed", "seed"), ("Size", "size"), ("Frames", "num_frames")]
+
+
+def draw_form(registry: Registry, first_model: str) -> Form:
+    """Everything that Generate reads: A as the model itself wants it, B the same in few steps."""
+    first = own_variant(registry, first_model)
+    few = first.model_copy(update={"num_inference_steps": FEW_STEPS})
+    prompt = _draw_prompt(registry)
+    with gr.Row(elem_id="shared"):
+        new_seed = gr.Button("New seed", elem_id="new-seed", render=False)
+        shared = {
+            name: draw_shared(
+                name,
+                getattr(first, name),
+                buttons=[new_seed] if name == "seed" else None,
+                min_width=150,
+                elem_id=f"shared-{name}",
+            )
+            for name in SHARED_FIELDS
+        }
+        locks = gr.CheckboxGroup(
+            LOCK_CHOICES,
+            value=list(SHARED_FIELDS),
+            label="🔒 Same for all variants",
+            info="Untick to set it in each variant",
+            min_width=290,
+            elem_id="locks",
+        )
+    num_variants = gr.State(MIN_VARIANTS)
+    with gr.Row(elem_id="variants"):
+        panels = tuple(
+            draw_panel(registry, label, few if index else first, index < MIN_VARIANTS)
+            for index, label in enumerate(LABELS)
+        )
+    new_seed.click(lambda: random.randint(0, MAX_SEED), outputs=shared["seed"], **PRIVATE)
+    return Form(prompt, shared, locks, num_variants, panels)
+
+
+def _draw_prompt(registry: Registry) -> gr.Textbox:
+    """Own words, or a prompt picked from a list."""
+    lists = registry.prompt_lists()
+    prompts = registry.prompts(lists[0])
+    with gr.Row(elem_id="prompts"):
+        prompt = gr.Textbox(
+            prompts[0],
+            label="Prompt",
+            info="What the video should show: your own words, or one from a list",
+            lines=4,
+            scale=3,
+            min_width=300,
+            elem_id="prompt",
+        )
+        with gr.Column(scale=2, min_width=260):
+            chosen = gr.Dropdown(lists, value=lists[0], label="Prompt list", elem_id="prompt-list")
+            picked = gr.Dropdown(
+                prompts, value=prompts[0], label="Pick a prompt", elem_id="prompt-pick"
+            )
+
+    def show_list(name: str) -> dict[str, Any]:
+        return gr.update(choices=registry.prompts(name), value=None)
+
+    chosen.input(show_list, chosen, picked, **PRIVATE)
+    picked.input(lambda text: text, picked, prompt, **PRIVATE)
+    return prompt
+
+
+def model_choices(registry: Registry) -> list[tuple[str, str]]:
+    """Title and name; a model that is not here stays in the list, so that one sees it."""
+    return [
+        (entry.preset.title if entry.missing is None else f"{entry.preset.title} (missing)", name)
+        for name, entry in registry.models().items()
+    ]
+
+
+def lora_choices(registry: Registry) -> list[tuple[str, str]]:
+    """Name and path; the path is what a recipe holds."""
+    paths = registry.loras()
+    return [("none", NO_LORA), *((lora_name(registry, path), str(path)) for path in paths)]
+
+
+def draw_shared(name: str, value: Any, **kwargs: Any) -> Component:
+    """Seed, size or number of frames."""
+    if name == "size":
+        return gr.Textbox(value, label="Size", info="width x height", **kwargs)
+    if name == "num_frames":
+        info = "4n+1: 17, 33, 81"
+        return gr.Number(value, label="Frames", info=info, precision=0, minimum=1, **kwargs)
+    info = "same seed, same noise"
+    return gr.Number(value, label="Seed", info=info, precision=0, minimum=0, **kwargs)
+
+
+def draw_panel(registry: Registry, label: str, variant: Variant, visible: bool) -> Panel:
+    """One variant, in a column of its own."""
+
+    def field(name: str) -> dict[str, Any]:
+        return {"elem_id": field_id(label, name), "min_width": 110}
+
+    with gr.Column(
+        visible=visible, min_width=250, elem_id=f"variant-{label}", elem_classes="variant"
+    ) as column:
+        gr.HTML(f"<h3>Variant {label}</h3>", apply_default_css=False)
+        fields: dict[str, Component] = {
+            "model": gr.Dropdown(
+                model_choices(registry), value=variant.model, label="Model", **field("model")
+            ),
+            "lora": gr.Dropdown(
+                lora_choices(registry),
+                value=NO_LORA,
+                label="LoRA",
+                info="A small file that changes the model",
+                visible=bool(registry.loras()),
+                **field("lora"),
+            ),
+        }
+        with gr.Row():
+            fields |= _draw_lora_fields(field)
+        with gr.Row():
+            fields |= _draw_sampler_fields(variant, field)
+        with gr.Row():
+            for name in SHARED_FIELDS:
+                value = getattr(variant, name)
+                fields[name] = draw_shared(name, value, visible=False, **field(name))
+    return Panel(label, column, {name: fields[name] for name in Variant.model_fields})
+
+
+def _draw_lora_fields(field: Callable[[str], dict[str, Any]]) -> dict[str, Component]:
+    alpha_info = "Empty: the file's own"
+    return {
+        "strength": gr.Number(
+            1.0,
+            label="Strength",
+            info="Multiplies the LoRA",
+            step=0.1,
+            visible=False,
+            **field("strength"),
+        ),
+        "lora_alpha": gr.Number(
+            None, label="lora_alpha", info=alpha_info, visible=False, **field("lora_alpha")
+        ),
+    }
+
+
+def _draw_sampler_fields(
+    variant: Variant, field: Callable[[str], dict[str, Any]]
+) -> dict[str, Component]:
+    return {
+        "num_inference_steps": gr.Number(
+            variant.num_inference_steps,
+            label="Steps",
+            info="Fewer is faster",
+            precision=0,
+            minimum=1,
+            **field("num_inference_steps"),
+        ),
+        "flow_shift": gr.Number(
+            variant.flow_shift,
+            label="Shift",
+            info="Favours high noise",
+            step=0.5,
+            **field("flow_shift"),
+        ),
+        "guidance_scale": gr.Number(
+            variant.guidance_scale,
+            label="Guidance",
+            info="1 turns it off",
+            step=0.5,
+            **field("guidance_scale"),
+        ),
+        "sampler": gr.Dropdown(
+            list(get_args(SamplerName)),
+            value=variant.sampler,
+            label="Sampler",
+            info="How steps are taken",
+            **field("sampler"),
+        ),
+    }

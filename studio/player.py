@@ -1,0 +1,56 @@
+"""The player: two to four videos on one clock, with progress while they are being made.
+
+A `gr.HTML` whose value is what `Studio.status` returns. player.js draws that, polls while something
+is unfinished, and puts every text of the user into the page as text, never as HTML.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from studio.studio import Studio, sentence
+
+FOLDER = Path(__file__).parent
+SCRIPTS = (FOLDER / "player_tiles.js", FOLDER / "player.js")  # in this order, in one scope
+STYLE = FOLDER / "player.css"
+
+
+def draw_player(studio: Studio) -> gr.HTML:
+    """Not a subclass: for those Gradio writes a stub file beside the module."""
+    return gr.HTML(
+        value=None,
+        html_template=(FOLDER / "player.html").read_text(encoding="utf-8"),
+        js_on_load="".join(script.read_text(encoding="utf-8") for script in SCRIPTS),
+        apply_default_css=False,
+        server_functions=_server_functions(studio),
+        elem_id="player",
+    )
+
+
+def _server_functions(studio: Studio) -> list[Callable[[Any], dict[str, Any]]]:
+    """What the player calls by itself. Any signed-in browser may send anything here."""
+
+    def status(comparison_id: Any) -> dict[str, Any]:
+        return _answer(lambda: studio.status(comparison_id))
+
+    def cancel(job_id: Any) -> dict[str, Any]:
+        return _answer(lambda: studio.cancel(job_id))
+
+    def commands(comparison_id: Any) -> dict[str, Any]:
+        return _answer(lambda: {"text": "\n".join(studio.commands(comparison_id))})
+
+    def export(wanted: Any) -> dict[str, Any]:
+        comparison_id, suffix = wanted
+        return _answer(lambda: {"url": studio.export(comparison_id, suffix)})
+
+    return [status, cancel, commands, export]
+
+
+def _answer(call: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
+    """An error is part of the answer, so that the player can show it."""
+    try:
+        return call() or {}
+    except ValueError as error:
+        return {"error": sentence(error)}

@@ -1,0 +1,207 @@
+"""Compare: up to four variants of one prompt, generated and played side by side."""
+
+from collections.abc import Callable
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from pipelines.video import read_recipe
+from studio import html
+from studio.forms import PRIVATE, Form, Updates
+from studio.panels import MIN_VARIANTS, draw_form
+from studio.player import draw_player
+from studio.studio import Studio, sentence
+from studio.variants import (
+    LABELS,
+    SHARED_FIELDS,
+    differing_fields,
+    from_recipe,
+    lost_fields,
+    own_variant,
+    to_recipe,
+)
+
+TITLE = "Compare"
+
+
+def build(studio: Studio, page: gr.Blocks) -> None:
+    """Draws the tab, then wires it. A studio for viewers has the player and nothing else."""
+    if studio.viewer:
+        player, history = draw_player(studio), draw_history()
+        wire_page_load(studio, page, None, player, history)
+        return
+    first_model = studio.first_model() or next(iter(studio.registry.models()))
+    form = draw_form(studio.registry, first_model)
+    with gr.Row(elem_id="actions"):
+        add = gr.Button("Add variant", size="sm", min_width=120, elem_id="add-variant")
+        remove = gr.Button("Remove last", size="sm", min_width=120, elem_id="remove-variant")
+        forecast = gr.HTML(apply_default_css=False, elem_id="forecast")
+        generate = gr.Button("Generate", variant="primary", min_width=200, elem_id="generate")
+    player, history = draw_player(studio), draw_history()
+    wire_count(form, add, remove)
+    wire_panels(studio, form)
+    wire_forecast(studio, page, form, player, forecast)
+    wire_generate(studio, form, generate, player, history)
+    draw_from_video(studio, form)
+    wire_page_load(studio, page, form, player, history)
+
+
+def draw_history() -> gr.HTML:
+    return gr.HTML(apply_default_css=False, elem_id="history")
+
+
+def explained(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A ValueError becomes a message in the page, and the page stays as it is.
+
+    Not `gr.Error`, which would also cover the player. Gradio draws messages as HTML, so what the
+    user wrote is escaped.
+    """
+
+    @wraps(handler)
+    def call(*values: Any) -> Any:
+        try:
+            return handler(*values)
+        except ValueError as error:
+            gr.Warning(html.escape(sentence(error)), duration=15)
+            return gr.skip()
+
+    return call
+
+
+def wire_count(form: Form, add: gr.Button, remove: gr.Button) -> None:
+    """Shows and hides panels; a new panel starts as a copy of the last."""
+
+    @explained
+    def add_variant(*values: Any) -> Updates:
+        _, variants = form.read(values)
+        if len(variants) == len(LABELS):
+            raise ValueError(f"There is room for {len(LABELS)} variants.")
+        panel = form.panels[len(variants)]
+        locks = values[form.inputs.index(form.locks)]
+        copied = form.panel_filled(panel, variants[-1].model_dump(), locks)
+        return copied | form.counted(len(variants) + 1)
+
+    def remove_variant(num_variants: int) -> Updates:
+        return form.counted(max(num_variants - 1, MIN_VARIANTS))
+
+    add.click(add_variant, form.inputs, [*form.inputs, *form.columns], **PRIVATE)
+    remove.click(remove_variant, form.num_variants, [form.num_variants, *form.columns], **PRIVATE)
+
+
+def wire_panels(studio: Studio, form: Form) -> None:
+    """A newly chosen model or LoRA brings its own settings; locks move fields in and out."""
+
+    @explained
+    def fill(index: int, model: str, lora: str, locks: list[str]) -> Updates:
+        own = own_variant(studio.registry, model, lora or None)
+        updates = form.panel_filled(form.panels[index], own.model_dump(exclude={"seed"}), locks)
+        if index == 0:  # A sets what all share
+            for name in {"size", "num_frames"} & set(locks):
+                updates[form.shared[name]] = gr.update(value=getattr(own, name))
+        return updates
+
+    for index, panel in enumerate(form.panels):
+        for name in ("model", "lora"):
+            panel.fields[name].input(
+                partial(fill, index),
+                [panel.fields["model"], panel.fields["lora"], form.locks],
+                [*panel.fields.values(), *form.shared.values()],
+                **PRIVATE,
+            )
+    own_shared = [panel.fields[name] for panel in form.panels for name in SHARED_FIELDS]
+    form.locks.input(
+        lambda locks, *shared: form.locked(locks, shared),
+        [form.locks, *form.shared.values()],
+        [*form.shared.values(), *own_shared],
+        **PRIVATE,
+    )
+
+
+def wire_forecast(
+    studio: Studio, page: gr.Blocks, form: Form, player: gr.HTML, shown: gr.HTML
+) -> None:
+    """Says before anything runs what Generate would do, and marks what differs."""
+
+    def forecast(*values: Any) -> str:
+        try:
+            prompt, variants = form.read(values)
+        except ValueError as error:
+            return html.problems([sentence(error)])
+        outlook = studio.forecast(variants, prompt)
+        return html.forecast(outlook, differing_fields(variants), LABELS[: len(variants)])
+
+    gr.on(
+        [page.load, *(component.change for component in form.inputs)],
+        forecast,
+        form.inputs,
+        shown,
+        trigger_mode="always_last",
+        **PRIVATE,
+    )
+    player.made(forecast, form.inputs, shown, **PRIVATE)  # the player says when all clips are there
+
+
+def wire_generate(
+    studio: Studio, form: Form, button: gr.Button, player: gr.HTML, history: gr.HTML
+) -> None:
+    """Submits and returns at once; the player watches from then on."""
+
+    @explained
+    def generate(*values: Any) -> tuple[dict[str, Any], str]:
+        prompt, variants = form.read(values)
+        comparison_id = studio.submit(variants, prompt)
+        return studio.status(comparison_id), html.history(studio.history())
+
+    button.click(generate, form.inputs, [player, history], **PRIVATE)
+
+
+def draw_from_video(studio: Studio, form: Form) -> None:
+    """A clip of ours, dropped here, fills a variant with the recipe inside it."""
+    with gr.Accordion("Settings from a video", open=False, elem_id="from-video"), gr.Row():
+        target = gr.Radio(list(LABELS), value=LABELS[0], label="Into variant", min_width=160)
+        dropped = gr.File(label="Drop an MP4 made by this studio", file_types=[".mp4"], height=120)
+
+    @explained
+    def take(path: str, label: str, *values: Any) -> Updates:
+        recipe = read_recipe(Path(path))
+        variant = from_recipe(recipe)
+        rebuilt = to_recipe(studio.registry, variant, recipe.prompt)
+        lost = lost_fields(recipe, rebuilt)
+        if lost:
+            gr.Warning(f"The clip itself was made with another {', '.join(lost)}.")
+        _, variants = form.read(values)
+        index = LABELS.index(label)
+        variants[index : index + 1] = [variant]
+        return form.filled(recipe.prompt, variants)
+
+    outputs = [*form.inputs, *form.columns]
+    dropped.upload(take, [dropped, target, *form.inputs], outputs, **PRIVATE)
+
+
+def wire_page_load(
+    studio: Studio, page: gr.Blocks, form: Form | None, player: gr.HTML, history: gr.HTML
+) -> None:
+    """Lists recent comparisons, and reopens the one that a `?v=` link names."""
+
+    def load(request: gr.Request) -> dict[Any, Any]:
+        updates: dict[Any, Any] = {history: html.history(studio.history())}
+        comparison_id = request.query_params.get("v")
+        if comparison_id is None:
+            return updates
+        try:
+            comparison = studio.comparison(comparison_id)
+        except ValueError as error:
+            gr.Warning(html.escape(str(error)))
+            return updates
+        updates[player] = studio.status(comparison_id)
+        if form is not None:
+            recipes = [cell.recipe for cell in comparison.cells]
+            updates |= form.filled(recipes[0].prompt, [from_recipe(recipe) for recipe in recipes])
+        return updates
+
+    outputs = [player, history]
+    if form is not None:
+        outputs += [*form.inputs, *form.columns]
+    page.load(load, outputs=outputs, **PRIVATE)

@@ -1,0 +1,165 @@
+"""A variant is what one panel of Compare says; this module turns variants into recipes and back."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from pipelines.recipe import Adapter, Recipe, SamplerName, Strict
+from pipelines.registry import Registry
+
+LABELS = ("A", "B", "C", "D")
+SHARED_FIELDS = (
+    "seed",
+    "size",
+    "num_frames",
+)  # locked across variants unless the user unlocks them
+
+
+class Variant(Strict):
+    """The fields of one panel. Empty means: the checkpoint's own."""
+
+    model: str = Field(description="A name from list_models.")
+    lora: str | None = Field(default=None, description="A LoRA from list_models, or none.")
+    lora_alpha: float | None = Field(
+        default=None, ge=0, description="Replaces the alpha in the file."
+    )
+    strength: float = Field(default=1.0, ge=-10, le=10, description="Multiplies the LoRA.")
+    num_inference_steps: int | None = None
+    flow_shift: float | None = None
+    guidance_scale: float | None = None
+    sampler: SamplerName | None = None
+    seed: int = 0
+    size: str | None = Field(default=None, description="WIDTHxHEIGHT, both multiples of 16.")
+    num_frames: int | None = Field(default=None, description="4n+1 frames.")
+
+
+def to_recipe(registry: Registry, variant: Variant, prompt: str) -> Recipe:
+    """The full recipe of a variant. ValueError in one sentence when it cannot work.
+
+    Only models and LoRAs that the registry lists are accepted: a recipe from outside must not open
+    other folders of this machine.
+    """
+    entry = registry.models().get(variant.model)
+    if entry is None:
+        raise ValueError(f"model {variant.model!r} is not in the list; choose one that is")
+    if entry.missing is not None:
+        raise ValueError(f"model {variant.model!r}: {entry.missing}")
+    if variant.lora is not None and variant.lora not in map(str, registry.loras()):
+        raise ValueError(f"lora {variant.lora!r} is not in the models folders; put it there")
+    if not prompt.strip():
+        raise ValueError("prompt is empty; describe what the video should show")
+    width, height = parse_size(variant.size)
+    adapters: tuple[Adapter, ...] = ()
+    if variant.lora is not None:
+        adapters = (
+            Adapter(path=variant.lora, strength=variant.strength, lora_alpha=variant.lora_alpha),
+        )
+    recipe = registry.recipe(
+        variant.model,
+        prompt.strip(),
+        adapters=adapters,
+        seed=variant.seed,
+        steps=variant.num_inference_steps,
+        flow_shift=variant.flow_shift,
+        guidance_scale=variant.guidance_scale,
+        sampler=variant.sampler,
+        width=width,
+        height=height,
+        num_frames=variant.num_frames,
+    )
+    problem = recipe.sampler.problem()
+    if problem is not None:
+        raise ValueError(problem)
+    return recipe
+
+
+def parse_size(size: str | None) -> tuple[int | None, int | None]:
+    """'832x480' -> (832, 480); nothing -> (None, None)."""
+    if not size:
+        return None, None
+    match = re.fullmatch(r"\s*(\d{1,5})\s*x\s*(\d{1,5})\s*", size)
+    if match is None:
+        raise ValueError(f"size is {size!r} but must be WIDTHxHEIGHT, for example 832x480")
+    return int(match[1]), int(match[2])
+
+
+def from_recipe(recipe: Recipe) -> Variant:
+    """The panel that shows a recipe, with every field spelled out."""
+    adapter = recipe.adapters[0] if recipe.adapters else None
+    return Variant(
+        model=recipe.model,
+        lora=adapter.path if adapter else None,
+        lora_alpha=adapter.lora_alpha if adapter else None,
+        strength=adapter.strength if adapter else 1.0,
+        num_inference_steps=recipe.sampler.num_inference_steps,
+        flow_shift=recipe.sampler.flow_shift,
+        guidance_scale=recipe.sampler.guidance_scale,
+        sampler=recipe.sampler.name,
+        seed=recipe.seed,
+        size=f"{recipe.width}x{recipe.height}",
+        num_frames=recipe.num_frames,
+    )
+
+
+def lora_name(registry: Registry, path: Path) -> str:
+    """A LoRA's place below its models folder: files are often all named alike."""
+    for folder in registry.model_dirs:
+        if path.is_relative_to(folder):
+            path = path.relative_to(folder)
+    return path.with_suffix("").as_posix()
+
+
+def own_variant(registry: Registry, model: str, lora: str | None = None) -> Variant:
+    """What the checkpoint itself wants, or the LoRA where it carries its own sampler."""
+    if registry.entry(model).missing is not None:
+        preset = registry.entry(model).preset
+        size = f"{preset.width}x{preset.height}"
+        return Variant(model=model, size=size, num_frames=preset.num_frames)
+    adapters = () if lora is None else (Adapter(path=lora),)
+    return from_recipe(registry.recipe(model, prompt="", adapters=adapters))
+
+
+def differing_fields(variants: Sequence[Variant]) -> list[str]:
+    """Names of the fields that are not equal in all variants."""
+    return [
+        name
+        for name in Variant.model_fields
+        if any(getattr(v, name) != getattr(variants[0], name) for v in variants[1:])
+    ]
+
+
+def lost_fields(given: Recipe, rebuilt: Recipe) -> list[str]:
+    """Where a recipe rebuilt from its panel differs from the one that was given."""
+    old, new = given.model_dump(), rebuilt.model_dump()
+    old |= {f"sampler.{name}": value for name, value in old.pop("sampler").items()}
+    new |= {f"sampler.{name}": value for name, value in new.pop("sampler").items()}
+    return [name for name in old if old[name] != new[name]]
+
+
+def cli_command(registry: Registry, recipe: Recipe, out: str) -> str:
+    """The shell command that makes the same clip, to be run in the repository's folder."""
+    spec = recipe.sampler
+    words = ["python", "-m", "pipelines", "generate", "--model", recipe.model]
+    for folder in registry.model_dirs:
+        words += ["--models", str(folder)]
+    # one word, so that a prompt that starts with a dash is not read as an option
+    words += [f"--prompt={recipe.prompt}", "--seed", str(recipe.seed)]
+    words += ["--steps", str(spec.num_inference_steps), "--shift", repr(spec.flow_shift)]
+    words += ["--guidance", repr(spec.guidance_scale), "--sampler", spec.name]
+    if spec.sigmas is not None:
+        words += ["--sigmas", ",".join(map(repr, spec.sigmas))]
+    if spec.guidance_scale > 1 and recipe.negative_prompt != _own_negative(registry, recipe):
+        words += [f"--negative-prompt={recipe.negative_prompt}"]
+    words += ["--size", f"{recipe.width}x{recipe.height}", "--frames", str(recipe.num_frames)]
+    for adapter in recipe.adapters:
+        words += ["--lora", f"{adapter.path}:{adapter.strength:.12f}".rstrip("0").rstrip(".")]
+        if adapter.lora_alpha is not None:
+            words += ["--lora-alpha", repr(adapter.lora_alpha)]
+    return shlex.join([*words, "--out", out])
+
+
+def _own_negative(registry: Registry, recipe: Recipe) -> str:
+    return registry.entry(recipe.model).preset.negative_prompt

@@ -1,0 +1,180 @@
+"""Real studios: `app.py` as its own process on a free port, with TinyWan and fresh data."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import psutil
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+from safetensors.numpy import save_file
+
+from pipelines.recipe import Recipe
+from pipelines.registry import Registry
+from studio.store import Job, Store
+from studio.workers import store_path
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY_WAN = ROOT / "assets" / "tiny-wan"
+PROMPT = "a large red circle moving right on a navy background"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+Value = TypeVar("Value")
+
+
+def wait_for(look: Callable[[], Value], timeout_sec: float = 120) -> Value:
+    """The first true value of `look`."""
+    deadline = time.monotonic() + timeout_sec
+    while time.monotonic() < deadline:
+        found = look()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"nothing happened within {timeout_sec} s")
+
+
+def tiny_recipe(steps: int = 1, guidance: float = 1.0, seed: int = 0) -> Recipe:
+    return Registry().recipe(
+        "tiny-wan", PROMPT, seed=seed, steps=steps, guidance_scale=guidance, num_frames=5
+    )
+
+
+class App:
+    """One studio process and its data folder; it can be killed and started again."""
+
+    def __init__(self, data: Path):
+        self.data = data
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/"
+
+    def start(self, *options: str) -> "App":
+        command = [sys.executable, "app.py", "--port", str(self.port), "--data", str(self.data)]
+        self.data.mkdir(exist_ok=True)
+        with (self.data / "app.log").open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, "--device", "cpu", *options],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+        wait_for(self.answers)
+        self.store = Store(store_path(self.data))
+        return self
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, (self.data / "app.log").read_text()
+        try:
+            return urllib.request.urlopen(self.url, timeout=5).status == 200
+        except (urllib.error.URLError, ConnectionError):
+            return False
+
+    def workers(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def job(self, key: str, *states: str) -> Job:
+        """The newest job of a recipe once it is in one of these states."""
+
+        def look() -> Job | None:
+            job = self.store.latest_job(key)
+            return job if job is not None and job.state in states else None
+
+        return wait_for(look)
+
+    def stepping(self, key: str) -> Job:
+        """The job once a worker has begun to denoise."""
+
+        def look() -> Job | None:
+            job = self.job(key, "running")
+            return job if job.phase == "denoise" and job.step else None
+
+        return wait_for(look)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder: `student`, TinyWan said to be distilled, and the LoRA `style`."""
+    folder = tmp_path_factory.mktemp("models")
+    student = folder / "student"
+    student.mkdir()
+    for part in TINY_WAN.iterdir():
+        (student / part.name).symlink_to(part)
+    sampler = {"num_inference_steps": 2, "guidance_scale": 1.0, "guidance_mode": "off"}
+    spec = {"sampler": sampler, "text_length": 64, "num_frames": 17, "fps": 8}
+    (student / "sampler.json").write_text(json.dumps(spec | {"width": 64, "height": 64}))
+    config = json.loads((TINY_WAN / "transformer" / "config.json").read_text())
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    rng = np.random.default_rng(0)
+    pair = {"lora_A": (4, width), "lora_B": (width, 4)}
+    tensors = {
+        f"transformer.blocks.0.attn1.to_q.{name}.weight": rng.normal(size=shape).astype(np.float32)
+        for name, shape in pair.items()
+    }
+    save_file(tensors, folder / "style.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[App]:
+    """The studio that most tests share."""
+    running = App(tmp_path_factory.mktemp("studio")).start("--models", str(models_dir))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def mortal_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """A studio for tests that kill it and start it again. In the end it is killed for good."""
+    running = App(tmp_path_factory.mktemp("mortal")).start()
+    yield running
+    workers = running.workers()
+    running.kill()
+    assert psutil.wait_procs(workers, timeout=60)[1] == [], "a worker outlived its studio"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The system's Chromium or Playwright's own. Without one: a failure in CI, else a skip."""
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    with sync_playwright() as playwright:
+        own = Path(playwright.chromium.executable_path)
+        if found is None and not own.exists():
+            reason = (
+                "no Chromium: install the package chromium or run `playwright install chromium`"
+            )
+            if os.environ.get("CI"):
+                pytest.fail(reason)
+            pytest.skip(reason)
+        running = playwright.chromium.launch(
+            executable_path=found or str(own), args=["--no-sandbox"]
+        )
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield context.new_page()
+    context.close()

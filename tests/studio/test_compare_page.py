@@ -1,0 +1,233 @@
+"""Compare in a real browser: what a person presses, sees and finds again."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from pipelines.video import read_recipe
+from studio.workers import clip_path
+from tests.studio.conftest import PROMPT, App, wait_for
+
+TIMES = "() => [...document.querySelectorAll('.player-tile video')].map((v) => v.currentTime)"
+FRAME_SEC = 1 / 8
+ATTACK = """<img src=x onerror="window.hacked=1"> "quoted" ' ../../etc ${1+1} {{value}} `x`"""
+LOCAL = re.compile(r"(https?://127\.0\.0\.1[:/]|data:|blob:)")
+
+
+@pytest.fixture
+def compare(app: App, page: Page) -> Iterator[Page]:
+    """The page, opened. Every request it makes must stay on this machine."""
+    outside: list[str] = []
+    page.on("request", lambda r: None if LOCAL.match(r.url) else outside.append(r.url))
+    page.goto(app.url)
+    expect(page.locator("#forecast")).not_to_be_empty(timeout=20_000)
+    yield page
+    assert outside == []
+
+
+def field(page: Page, label: str, name: str) -> Locator:
+    return page.locator(f"#variant-{label}-{name} input")
+
+
+def generate(page: Page, first_steps: int, second_steps: int, seed: int) -> str:
+    """Fills in the steps and the seed, presses Generate, and returns the comparison's id."""
+    field(page, "A", "num_inference_steps").fill(str(first_steps))
+    field(page, "B", "num_inference_steps").fill(str(second_steps))
+    page.locator("#shared-seed input").fill(str(seed))
+    page.locator("#generate").click()
+    expect(page.locator(".player")).to_be_visible()
+    page.wait_for_url("**v=*")
+    return page.url.split("v=")[1]
+
+
+def wait_until_made(page: Page, num_clips: int = 2) -> None:
+    made = page.locator(".player-tile[data-state=finished] video")
+    expect(made).to_have_count(num_clips, timeout=60_000)
+
+
+def spread(page: Page) -> float:
+    times = page.evaluate(TIMES)
+    return max(times) - min(times)
+
+
+def test_two_variants_are_made_and_play_in_step(compare: Page) -> None:
+    generate(compare, 3, 1, seed=1)
+    wait_until_made(compare)
+    compare.wait_for_function("document.querySelector('.player-playing video').currentTime > 0.2")
+    seen = []
+    for _ in range(25):  # more than one turn of the loop
+        seen.append((compare.evaluate(TIMES)[0], spread(compare)))
+        compare.wait_for_timeout(100)
+    # at the loop point both seek, one a moment before the other
+    in_step = [gap for _, gap in seen if gap < FRAME_SEC]
+    assert len(in_step) >= len(seen) - 2
+    assert max(time for time, _ in seen) > 1.5
+    metrics = compare.locator(".player-tile").nth(1).locator(".player-metrics")
+    expect(metrics).to_contain_text("forwards2")
+    expect(metrics).to_contain_text("denoise vs A")
+    expect(compare.locator("#forecast")).to_contain_text("2 of 2 already made")
+
+
+def test_a_video_that_falls_behind_is_brought_back(compare: Page) -> None:
+    generate(compare, 2, 1, seed=1)
+    wait_until_made(compare)
+    compare.wait_for_function("document.querySelector('.player-playing video').currentTime > 0.2")
+    compare.evaluate(
+        f"document.querySelectorAll('.player-tile video')[1].currentTime += {8 * FRAME_SEC}"
+    )
+    compare.wait_for_timeout(500)
+    assert spread(compare) < FRAME_SEC
+
+
+def test_the_controls_move_both_videos_together(compare: Page) -> None:
+    generate(compare, 2, 1, seed=1)
+    wait_until_made(compare)
+    compare.locator("[data-do=toggle]").click()
+    compare.locator(".player-scrub").fill("4")
+    expect(compare.locator(".player-frame")).to_have_text("5/17")
+    compare.locator(".player-prompt").click()
+    for key, frame in ((".", "6/17"), (",", "5/17"), ("ArrowRight", "6/17"), ("ArrowLeft", "5/17")):
+        compare.keyboard.press(key)
+        expect(compare.locator(".player-frame")).to_have_text(frame)
+    assert spread(compare) == 0
+    compare.locator(".player-speed").select_option("2")
+    rates = "[...document.querySelectorAll('.player-tile video')].map((v) => v.playbackRate)"
+    assert compare.evaluate(rates) == [2, 2]
+    compare.locator(".player-prompt").click()
+    compare.keyboard.press("2")
+    expect(compare.locator(".player-tile[data-label=A]")).to_be_hidden()
+    compare.keyboard.press("2")
+    expect(compare.locator(".player-tile[data-label=A]")).to_be_visible()
+    compare.keyboard.press("w")
+    expect(compare.locator(".player-wipe")).to_be_visible()
+    boxes = [compare.locator(".player-tile video").nth(i).bounding_box() for i in range(2)]
+    assert boxes[0] == boxes[1]
+    compare.keyboard.press(" ")
+    expect(compare.locator(".player")).to_have_class(re.compile("player-playing"))
+
+
+def test_a_tab_closed_in_the_middle_loses_nothing(app: App, compare: Page) -> None:
+    comparison_id = generate(compare, 40, 2, seed=2)
+    compare.wait_for_function("document.querySelector('.player-phase')?.textContent.includes('/')")
+    context = compare.context
+    compare.close()
+    wait_for(lambda: not app.store.jobs("running") and not app.store.jobs("queued"))
+    again = context.new_page()
+    again.goto(f"{app.url}?v={comparison_id}")
+    wait_until_made(again)
+    expect(field(again, "A", "num_inference_steps")).to_have_value("40")
+    expect(field(again, "B", "num_inference_steps")).to_have_value("2")
+    expect(again.locator("#shared-seed input")).to_have_value("2")
+    expect(again.locator(".player-prompt")).to_have_text(PROMPT)
+
+
+def test_a_running_tile_is_cancelled_and_says_so(app: App, compare: Page) -> None:
+    generate(compare, 900, 1, seed=3)
+    compare.locator(".player-tile[data-label=A] .player-cancel").click()
+    cancelled = compare.locator(".player-tile[data-label=A][data-state=cancelled]")
+    expect(cancelled).to_contain_text("Cancelled", timeout=30_000)
+    wait_until_made(compare, 1)
+
+
+def test_what_a_user_writes_stays_text(app: App, compare: Page) -> None:
+    compare.locator("#prompt textarea").fill(ATTACK)
+    comparison_id = generate(compare, 1, 1, seed=4)
+    wait_until_made(compare)
+    expect(compare.locator(".player-prompt")).to_have_text(ATTACK)
+    compare.goto(f"{app.url}?v={comparison_id}")
+    wait_until_made(compare)
+    expect(compare.locator("#prompt textarea")).to_have_value(ATTACK)
+    expect(compare.locator("#history b").first).to_have_text(ATTACK)
+    compare.locator("#shared-size textarea").fill(ATTACK)
+    expect(compare.locator("#forecast .problems li").first).to_contain_text("onerror")
+    compare.locator("#generate").click()
+    expect(compare.get_by_test_id("toast-text")).to_contain_text(ATTACK[:37])
+    assert compare.evaluate("window.hacked") is None
+
+
+def test_what_differs_is_marked_and_what_cannot_work_is_said_before_it_runs(compare: Page) -> None:
+    expect(field(compare, "B", "num_inference_steps")).to_have_css("font-weight", "600")
+    expect(field(compare, "B", "flow_shift")).to_have_css("font-weight", "400")
+    choose(compare, "B", "model", "student")
+    expect(field(compare, "B", "num_inference_steps")).to_have_value("2")
+    expect(field(compare, "B", "guidance_scale")).to_have_value("1")
+    expect(compare.locator("#forecast .problems")).to_have_count(0)
+    field(compare, "B", "guidance_scale").fill("5")
+    expect(compare.locator("#forecast .problems")).to_contain_text("Variant B: guidance_scale is 5")
+    compare.locator("#generate").click()
+    expect(compare.get_by_test_id("toast-text")).to_contain_text("guidance_scale is 5")
+    choose(compare, "B", "model", "Wan2.1 T2V 1.3B (missing)")
+    expect(compare.locator("#forecast .problems")).to_contain_text("--models")
+
+
+def choose(page: Page, label: str, name: str, option: str) -> None:
+    field(page, label, name).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_unlocked_fields_move_into_the_variants(app: App, compare: Page) -> None:
+    compare.locator("#locks").get_by_label("Seed").click()
+    expect(compare.locator("#shared-seed")).to_be_hidden()
+    field(compare, "A", "seed").fill("5")
+    field(compare, "B", "seed").fill("6")
+    field(compare, "A", "num_inference_steps").fill("1")
+    field(compare, "B", "num_inference_steps").fill("1")
+    compare.locator("#generate").click()
+    wait_until_made(compare)
+    comparison = app.store.comparison(compare.url.split("v=")[1])
+    assert comparison is not None
+    assert [cell.recipe.seed for cell in comparison.cells] == [5, 6]
+    compare.reload()
+    expect(field(compare, "B", "seed")).to_have_value("6")
+    expect(compare.locator("#shared-seed")).to_be_hidden()
+
+
+def test_a_clip_with_a_lora_fills_a_variant_again(app: App, compare: Page) -> None:
+    choose(compare, "A", "lora", "style")
+    field(compare, "A", "lora_alpha").fill("2")
+    field(compare, "A", "strength").fill("0.5")
+    comparison_id = generate(compare, 1, 1, seed=7)
+    wait_until_made(compare)
+    comparison = app.store.comparison(comparison_id)
+    assert comparison is not None
+    recipe = comparison.cells[0].recipe
+    assert [(a.lora_alpha, a.strength) for a in recipe.adapters] == [(2, 0.5)]
+    clip = clip_path(app.data, recipe.key())
+    assert read_recipe(clip) == recipe
+    compare.goto(app.url)
+    compare.locator("#from-video").get_by_text("Settings from a video").click()
+    compare.locator("#from-video input[type=file]").set_input_files(clip)
+    expect(field(compare, "A", "lora_alpha")).to_have_value("2")
+    expect(field(compare, "A", "strength")).to_have_value("0.5")
+    expect(field(compare, "A", "num_inference_steps")).to_have_value("1")
+    expect(field(compare, "B", "num_inference_steps")).to_have_value("4")
+
+
+def test_more_variants_can_be_added_and_exported_side_by_side(app: App, compare: Page) -> None:
+    compare.locator("#add-variant").click()
+    expect(field(compare, "C", "num_inference_steps")).to_be_visible()
+    field(compare, "C", "num_inference_steps").fill("2")
+    comparison_id = generate(compare, 1, 1, seed=8)
+    wait_until_made(compare, 3)
+    for kind in ("mp4", "gif"):
+        with compare.expect_download() as download:
+            compare.locator(f"[data-do={kind}]").click()
+        assert download.value.suggested_filename == f"{comparison_id}-ABC.{kind}"
+        assert (app.data / "exports" / f"{comparison_id}-ABC.{kind}").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("width", [390, 768])
+def test_a_narrow_page_does_not_scroll_sideways(compare: Page, width: int) -> None:
+    generate(compare, 1, 1, seed=9)
+    wait_until_made(compare)
+    compare.set_viewport_size({"width": width, "height": 844})
+    compare.wait_for_timeout(300)
+    assert compare.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_an_unknown_link_opens_an_empty_page_with_a_sentence(app: App, compare: Page) -> None:
+    compare.goto(f"{app.url}?v=../../etc/passwd")
+    expect(compare.get_by_text("does not exist here")).to_be_visible(timeout=20_000)
+    expect(compare.locator(".player")).to_be_hidden()

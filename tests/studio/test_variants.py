@@ -1,0 +1,122 @@
+"""A variant, its recipe and its command say the same thing."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.recipe import Adapter, Recipe, SamplerSpec
+from pipelines.registry import Registry
+from pipelines.video import read_recipe
+from studio.store import ClipInfo
+from studio.studio import estimate_sec, metric_lines
+from studio.variants import (
+    Variant,
+    cli_command,
+    differing_fields,
+    from_recipe,
+    lost_fields,
+    own_variant,
+    parse_size,
+    to_recipe,
+)
+from tests.studio.conftest import ROOT
+
+PROMPT = """--seed=3 a "large" red circle's $HOME `path` moving right; on a \\ background"""
+
+
+@pytest.fixture
+def registry(models_dir: Path) -> Registry:
+    return Registry([models_dir])
+
+
+def test_the_command_line_makes_exactly_the_recipe(registry: Registry, tmp_path: Path) -> None:
+    lora = str(registry.loras()[0])
+    variant = Variant(
+        model="student", lora=lora, lora_alpha=0.5, strength=-1.25, num_frames=5, flow_shift=2.7
+    )
+    recipe = to_recipe(registry, variant, PROMPT)
+    out = tmp_path / "a clip.mp4"
+    command = cli_command(registry, recipe, str(out))
+    assert command.startswith("python -m pipelines generate ")
+    words = [sys.executable, *shlex.split(command)[1:]]
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    assert read_recipe(out) == recipe
+
+
+def test_a_recipe_survives_the_way_through_a_panel(registry: Registry) -> None:
+    lora = str(registry.loras()[0])
+    variant = Variant(model="tiny-wan", lora=lora, lora_alpha=2, strength=0.3, seed=2**40)
+    recipe = to_recipe(registry, variant, "a red circle")
+    again = to_recipe(registry, from_recipe(recipe), recipe.prompt)
+    assert again == recipe
+    assert lost_fields(recipe, again) == []
+
+
+def test_what_a_panel_cannot_show_is_named(registry: Registry) -> None:
+    recipe = to_recipe(registry, Variant(model="tiny-wan"), "a red circle")
+    other = recipe.model_copy(update={"negative_prompt": "blur", "fps": 12})
+    other = other.model_copy(
+        update={"sampler": SamplerSpec(**recipe.sampler.model_dump() | {"guidance_scale": 7})}
+    )
+    assert lost_fields(other, recipe) == ["negative_prompt", "fps", "sampler.guidance_scale"]
+
+
+def test_a_checkpoint_brings_its_own_settings(registry: Registry) -> None:
+    own = own_variant(registry, "student")
+    assert (own.num_inference_steps, own.guidance_scale, own.size) == (2, 1.0, "64x64")
+    assert own_variant(registry, "wan2.1-t2v-1.3b").size == "832x480"
+
+
+def test_only_what_the_registry_lists_is_opened(registry: Registry, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="lora"):
+        to_recipe(registry, Variant(model="tiny-wan", lora=str(tmp_path)), "a red circle")
+    with pytest.raises(ValueError, match="model"):
+        to_recipe(registry, Variant(model="assets/tiny-wan"), "a red circle")
+    with pytest.raises(ValueError, match="prompt"):
+        to_recipe(registry, Variant(model="tiny-wan"), "  ")
+
+
+def test_guidance_on_a_distilled_model_is_refused(registry: Registry) -> None:
+    with pytest.raises(ValueError, match="guidance_scale is 5"):
+        to_recipe(registry, Variant(model="student", guidance_scale=5), "a red circle")
+
+
+def test_fields_that_differ_are_found() -> None:
+    first = Variant(model="tiny-wan", num_inference_steps=30)
+    second = first.model_copy(update={"num_inference_steps": 4, "seed": 1})
+    assert differing_fields([first, second, first]) == ["num_inference_steps", "seed"]
+    assert differing_fields([first]) == []
+
+
+def test_sizes_are_width_times_height() -> None:
+    assert parse_size("832x480") == (832, 480)
+    assert parse_size(None) == (None, None)
+    with pytest.raises(ValueError, match="size"):
+        parse_size("832")
+
+
+def test_an_estimate_scales_with_the_forwards_of_a_like_clip() -> None:
+    sampler = SamplerSpec(num_inference_steps=30, guidance_scale=5)
+    earlier = Recipe(model="m", prompt="a", sampler=sampler)
+    info = ClipInfo(num_forwards=60, denoise_sec=6, decode_sec=0.5, load_sec=3, total_sec=10)
+    few = SamplerSpec(num_inference_steps=4, guidance_scale=1)
+    assert estimate_sec(Recipe(model="m", prompt="b", sampler=few), [(earlier, info)]) == 0.9
+    assert estimate_sec(Recipe(model="other", prompt="b"), [(earlier, info)]) is None
+
+
+def test_metrics_compare_with_a_and_leave_out_loading() -> None:
+    first = ClipInfo(60, load_sec=4, encode_sec=0, denoise_sec=6, decode_sec=1, total_sec=12)
+    second = ClipInfo(4, load_sec=0, encode_sec=0, denoise_sec=0.5, decode_sec=1, total_sec=2)
+    assert metric_lines(first, None)[2:] == [["total", "8.00 s"], ["forwards", "60"]]
+    assert metric_lines(second, first)[-2:] == [["denoise vs A", "12.0x"], ["total vs A", "4.0x"]]
+
+
+def test_a_lora_keeps_its_own_alpha_when_none_is_given(registry: Registry) -> None:
+    lora = str(registry.loras()[0])
+    recipe = to_recipe(registry, Variant(model="tiny-wan", lora=lora), "a red circle")
+    (adapter,) = recipe.adapters
+    assert adapter == Adapter(path=lora, fingerprint=adapter.fingerprint)
+    assert adapter.fingerprint is not None
