@@ -6,7 +6,7 @@ The studio, the command line and the trainers' samples all come through here.
 import gc
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -148,7 +148,9 @@ class ModelCache:
         return int(psutil.virtual_memory().available)
 
 
-def generate(recipe: Recipe, models: ModelCache, out: Path) -> Iterator[Progress | Clip]:
+def generate(
+    recipe: Recipe, models: ModelCache, out: Path
+) -> Generator[Progress | Clip, None, None]:
     """Makes the video of `recipe` at `out` (.mp4) with a poster beside it; the clip comes last.
 
     Closing the iterator between two steps cancels; `out` is either whole or not there. ValueError
