@@ -92,9 +92,6 @@ def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> Non
     studio = Studio(data, registry, arguments.viewer)
     devices = arguments.device or default_devices()
     workers = None if studio.viewer else Workers(studio.store, data, models, devices)
-    if workers is not None:
-        studio.index_clips()
-        workers.start(studio.first_model())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that `finally` runs
     page = build_page(studio, devices)
     page.queue(
@@ -116,7 +113,12 @@ def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> Non
             run_history=False,
             enable_monitoring=False,
             show_error=True,
+            prevent_thread_lock=True,
         )
+        if workers is not None:  # only now: loading a model would slow down the first page
+            studio.index_clips()
+            workers.start(studio.first_model())
+        page.block_thread()
     finally:
         if workers is not None:
             workers.stop()

@@ -68,7 +68,8 @@ class Workers:
     def stop(self) -> None:
         """Ends the processes. Jobs that were running are queued again at the next start."""
         self._stopping.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         for pool in self._pools.values():
             pool.stop()
             pool.join()
