@@ -204,11 +204,17 @@ def command(config_path: Path, run_dir: Path, *overrides: str, ranks: int = 1) -
     return [*launcher, "-m", "trainers", str(config_path), "--run-dir", str(run_dir), *overrides]
 
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # the number of threads changes rounding
+
+
 def run_process(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        arguments, capture_output=True, text=True, env=environment, timeout=240, check=False
+        arguments, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False
     )
+
+
+def start_process(arguments: list[str]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(arguments, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
 
 
 @pytest.mark.parametrize(("method", "num_steps"), [("finetune", 3), ("autoencoder", 1)])
@@ -240,7 +246,7 @@ def test_a_killed_run_resumes_bitwise_equal_to_an_uninterrupted_one(
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config_tree("finetune", num_steps=60, save_every=5)))
     killed_dir = tmp_path / "killed"
-    with subprocess.Popen(command(path, killed_dir), stdout=subprocess.DEVNULL) as process:
+    with start_process(command(path, killed_dir)) as process:
         wait_until(lambda: bool(checkpoint_folders(killed_dir)))
         process.send_signal(signal.SIGKILL)
     assert not (killed_dir / "export").exists()
@@ -256,7 +262,7 @@ def test_a_killed_run_resumes_bitwise_equal_to_an_uninterrupted_one(
 def test_sigterm_saves_and_ends_cleanly(config_tree, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config_tree("finetune", num_steps=100000, save_every=100000)))
-    with subprocess.Popen(command(path, tmp_path / "run"), stdout=subprocess.DEVNULL) as process:
+    with start_process(command(path, tmp_path / "run")) as process:
         wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists())
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
