@@ -112,28 +112,12 @@ def test_a_lora_run_leaves_the_base_alone_and_saves_only_the_adapter(
     assert all("lora_" in name for name in weights)
 
 
-def test_accumulation_equals_one_large_batch(config, config_tree, tmp_path: Path) -> None:
-    data = config_tree("finetune")["data"]
-    undropped = {"student": {"learning_rate": 1e-3}, "prompt_dropout": 0.0}
-
-    def gradient(batch_size: int, accumulation_steps: int) -> Tensor:
-        built = config(
-            "finetune",
-            data=data | {"batch_size": batch_size},
-            accumulation_steps=accumulation_steps,
-            algorithm=undropped,
-        )
-        run = trainer(built, tmp_path / str(batch_size))
-        seen = [run.data.batch(0, s, accumulation_steps).prompts for s in range(accumulation_steps)]
-        assert [p for prompts in seen for p in prompts] == prompts_of_first_four(run)
-        return torch.tensor(len(seen))
-
-    def prompts_of_first_four(run: Trainer) -> list[str]:
-        source: Any = run.data
-        return [source.captions[source._index(i)] for i in range(4)]
-
-    assert gradient(4, 1) == 1
-    assert gradient(2, 2) == 2
+def test_a_step_averages_the_loss_of_its_micro_batches(config, tmp_path: Path) -> None:
+    run = trainer(config("finetune", accumulation_steps=2), tmp_path)
+    (update,) = run.algorithm.updates(0)
+    losses = [update.loss(run.data.batch(0, s, 2), run._rng(s)).value.item() for s in range(2)]
+    assert losses[0] != losses[1]
+    assert run.train_step()["student/loss"].item() == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
 def test_the_stop_file_ends_the_run_with_a_checkpoint_and_the_run_goes_on_from_it(
