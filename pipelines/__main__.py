@@ -177,6 +177,7 @@ def _described(entry: ModelEntry) -> dict[str, object]:
         "name": entry.preset.name,
         "title": entry.preset.title,
         "kind": entry.preset.kind,
+        "base": entry.base,
         "available": entry.missing is None,
         "missing": entry.missing,
         "folder": None if entry.folder is None else str(entry.folder),
@@ -186,10 +187,7 @@ def _described(entry: ModelEntry) -> dict[str, object]:
 
 
 def _sampler(spec: SamplerSpec) -> str:
-    return (
-        f"{spec.name} {spec.num_inference_steps} steps, shift {spec.flow_shift:g}, "
-        f"guidance {spec.guidance_scale:g}"
-    )
+    return f"{spec.name} {spec.num_inference_steps} steps, shift {spec.flow_shift:g}, {spec.guidance_text}"
 
 
 if __name__ == "__main__":

@@ -50,11 +50,33 @@ class ModelPreset(CheckpointSpec):
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A preset and where it is; `missing` says in a sentence why it cannot be used, or is None."""
+    """A preset and where it is; `missing` says in a sentence why it cannot be used, or is None.
+
+    `folder` holds the VAE, the text encoder and the transformer. A student has a `base` and uses
+    that one's folder, with a `transformer` or `adapters` (LoRA files) of its own.
+    """
 
     preset: ModelPreset
     folder: Path | None
     missing: str | None
+    base: str | None = None
+    transformer: Path | None = None
+    adapters: tuple[Path, ...] = ()
+
+    @property
+    def own_folder(self) -> Path | None:
+        """The folder that is this model's and no other's."""
+        return self.folder if self.base is None else Path(self.preset.source)
+
+    @property
+    def networks(self) -> tuple[Path, ...]:
+        """What is loaded before any LoRA; equal for all LoRA students of a base."""
+        return tuple(path for path in (self.folder, self.transformer) if path is not None)
+
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """Everything that the videos depend on."""
+        return (*self.networks, *self.adapters)
 
 
 def read_preset(path: Path) -> ModelPreset:

@@ -7,7 +7,7 @@ torch, so that the web process can use it.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -64,6 +64,14 @@ def fingerprint(path: Path) -> str:
         if file.suffix in CONTENT_SUFFIXES and file.name != "sampler.json" and file.is_file():
             digest.update(f"{file.relative_to(path).as_posix()} {fingerprint(file)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def joint_fingerprint(paths: Sequence[Path]) -> str:
+    """One fingerprint for several paths; of one path, its own."""
+    digests = [fingerprint(path) for path in paths]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=4096)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from pipelines.adapters import apply_adapters
-from pipelines.denoiser import Denoiser, DenoiserCall, guided
-from pipelines.files import atomic_path, weight_bytes
+from pipelines.denoiser import Denoiser, GuidedDenoiserCall, check_guidance, guide
+from pipelines.files import atomic_path, joint_fingerprint, weight_bytes
 from pipelines.loading import Components, load_components
-from pipelines.recipe import Recipe
+from pipelines.recipe import Adapter, Recipe
 from pipelines.registry import Registry
 from pipelines.sampling import draw_noise, sample
 from pipelines.video import write_poster, write_video
@@ -59,7 +59,7 @@ class Clip:
 class Inputs:
     """What enters the denoising of one video: noise [1, C, F, H, W] and embeddings [1, L, D].
 
-    `generator_state` follows the noise; `negative_prompt_embeds` is None without guidance.
+    `generator_state` follows the noise; `negative_prompt_embeds` is None where no forward reads it.
     """
 
     noise: Tensor
@@ -91,6 +91,7 @@ class Recent(Generic[Value]):
 class ModelCache:
     """Base models in memory; recipes that agree on prompt or noise share the same tensors.
 
+    Students that are LoRAs share their base, so that switching between them loads nothing.
     `num_loads` and `num_encodes` count what was not shared.
     """
 
@@ -99,22 +100,32 @@ class ModelCache:
         self.device = device
         self.num_loads = 0
         self.num_encodes = 0
-        self._bases: OrderedDict[tuple[str, str], Components] = OrderedDict()
+        self._bases: OrderedDict[object, Components] = OrderedDict()
         self._embeds: Recent[Tensor] = Recent(MAX_PROMPTS)
         self._noises: Recent[tuple[Tensor, Tensor]] = Recent(MAX_NOISES)
 
     def components(self, recipe: Recipe) -> Components:
-        """The base model of a resolved recipe, loaded at most once while memory lasts."""
-        assert recipe.model_fingerprint is not None
-        key = (recipe.model, recipe.model_fingerprint)
+        """The networks of a resolved recipe, loaded at most once while memory lasts.
+
+        LoRAs, a student's own included, are applied by `adapt`.
+        """
+        entry = self.registry.entry(recipe.model)
+        assert entry.folder is not None
+        text_length = entry.preset.text_length
+        key = (entry.networks, joint_fingerprint(entry.networks), text_length)
         if key not in self._bases:
-            entry = self.registry.entry(recipe.model)
-            assert entry.folder is not None
-            self._make_room(weight_bytes(entry.folder))
-            self._bases[key] = load_components(entry.folder, entry.preset.text_length, self.device)
+            self._make_room(sum(map(weight_bytes, entry.networks)))
+            self._bases[key] = load_components(
+                entry.folder, text_length, self.device, transformer=entry.transformer
+            )
             self.num_loads += 1
         self._bases.move_to_end(key)
         return self._bases[key]
+
+    def adapt(self, recipe: Recipe, components: Components) -> tuple[str, ...]:
+        """Makes exactly the student's own LoRA and the recipe's active; returns notes."""
+        own = [Adapter(path=str(path)) for path in self.registry.entry(recipe.model).adapters]
+        return apply_adapters(components.transformer, (*own, *recipe.adapters))
 
     def inputs(self, recipe: Recipe, components: Components) -> Inputs:
         """The recipe's noise and embeddings, the same tensors for all recipes that agree."""
@@ -123,7 +134,7 @@ class ModelCache:
             lambda: _seeded_noise(recipe, components),
         )
         negative = None
-        if recipe.sampler.guidance_scale > 1:
+        if recipe.sampler.reads_negative_prompt:
             negative = self._encode(components, recipe.negative_prompt)
         return Inputs(noise, state, self._encode(components, recipe.prompt), negative)
 
@@ -164,14 +175,15 @@ def generate(
     recipe = models.registry.resolve(recipe)
     yield Progress("load", 0, 1)
     components = models.components(recipe)
-    notes = apply_adapters(components.transformer, recipe.adapters)
+    notes = models.adapt(recipe, components)
+    model = Denoiser(components.transformer)
+    check_guidance(model, recipe.sampler)
     notes += components.prompt_notes(recipe.prompt)
     load_sec = clock.lap()
     yield Progress("encode", 0, 1)
     inputs = models.inputs(recipe, components)
     encode_sec = clock.lap()
 
-    model = Denoiser(components.transformer)
     num_steps = recipe.sampler.num_inference_steps
     yield Progress("denoise", 0, num_steps)
     steps = denoise(recipe, model, inputs)
@@ -194,14 +206,14 @@ def generate(
     yield Clip(out, poster, recipe, *seconds, num_forwards=model.num_forwards, notes=notes)
 
 
-def denoise(recipe: Recipe, model: DenoiserCall, inputs: Inputs) -> Iterator[Tensor]:
+def denoise(recipe: Recipe, model: GuidedDenoiserCall, inputs: Inputs) -> Iterator[Tensor]:
     """Yields the latents [1, C, F, H, W] after every step, without gradients."""
     device = inputs.prompt_embeds.device
     generator = torch.Generator()
     generator.set_state(inputs.generator_state)
-    if inputs.negative_prompt_embeds is not None:
-        model = guided(model, inputs.negative_prompt_embeds, recipe.sampler.guidance_scale)
-    steps = sample(recipe.sampler, model, inputs.noise.to(device), inputs.prompt_embeds, generator)
+    spec, noise = recipe.sampler, inputs.noise.to(device)
+    guided = guide(model, spec, inputs.negative_prompt_embeds)
+    steps = sample(spec, guided, noise, inputs.prompt_embeds, generator)
     while True:
         with torch.no_grad():  # not around the yield: there it would leak into the caller
             latents = next(steps, None)
@@ -210,13 +222,13 @@ def denoise(recipe: Recipe, model: DenoiserCall, inputs: Inputs) -> Iterator[Ten
         yield latents
 
 
-def sample_video(recipe: Recipe, components: Components, model: DenoiserCall) -> Tensor:
+def sample_video(recipe: Recipe, components: Components, model: GuidedDenoiserCall) -> Tensor:
     """The recipe's video from a model in training, [1, F, 3, H, W] fp32 in [0, 1].
 
     `recipe.adapters` is not read: `model` has them already.
     """
     negative = None
-    if recipe.sampler.guidance_scale > 1:
+    if recipe.sampler.reads_negative_prompt:
         negative = components.encode_prompt([recipe.negative_prompt])
     embeds = components.encode_prompt([recipe.prompt])
     inputs = Inputs(*_seeded_noise(recipe, components), embeds, negative)

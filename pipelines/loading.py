@@ -12,11 +12,13 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import logging as diffusers_logging
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
 from transformers import logging as transformers_logging
 
 from pipelines.files import Header, fingerprint, weight_files, what_is_missing
+from pipelines.guidance import is_guidance_weight, load_guidance_embedder
 
 
 @dataclass
@@ -107,21 +109,23 @@ def best_dtype(device: str) -> torch.dtype:
 
 
 def load_components(
-    folder: Path, text_length: int, device: str, dtype: torch.dtype | None = None
+    folder: Path,
+    text_length: int,
+    device: str,
+    dtype: torch.dtype | None = None,
+    transformer: Path | None = None,
 ) -> Components:
     """Loads a diffusers folder of text-to-video Wan; `dtype` is for transformer and text encoder.
 
-    ValueError in one sentence for a missing, damaged or foreign file.
+    `transformer` is the folder of a student's own, in place of the one in `folder`. ValueError in
+    one sentence for a missing, damaged or foreign file.
     """
     problem = what_is_missing(folder)
     if problem:
         raise ValueError(f"model: {problem}")
     dtype = dtype or best_dtype(device)
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()  # `_load` says in one sentence what they warn about
     return Components(
-        transformer=_load(WanTransformer3DModel, folder / "transformer", dtype, device),
+        transformer=load_transformer(transformer or folder / "transformer", dtype, device),
         vae=_load(AutoencoderKLWan, folder / "vae", torch.float32, device),
         text_encoder=_load(UMT5EncoderModel, folder / "text_encoder", dtype, device),
         tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
@@ -130,12 +134,32 @@ def load_components(
     )
 
 
+def load_transformer(folder: Path, dtype: torch.dtype, device: str) -> WanTransformer3DModel:
+    """Loads a `transformer/` folder, frozen, with the guidance embedder where its files have one.
+
+    ValueError in one sentence for a missing, damaged or foreign file.
+    """
+    transformer: WanTransformer3DModel = _load(WanTransformer3DModel, folder, dtype, device)
+    guidance: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        with safe_open(path, "pt") as file:
+            names = filter(is_guidance_weight, file.keys())
+            guidance |= {name: file.get_tensor(name) for name in names}
+    if guidance:
+        load_guidance_embedder(transformer, guidance)
+        transformer.requires_grad_(False).eval()
+    return transformer
+
+
 def _load(network: Any, part: Path, dtype: torch.dtype, device: str) -> Any:
     """One network, frozen and in evaluation mode; its weights must fit its config.json."""
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()  # what they warn about is said below, in one sentence
     for file in weight_files(part):
-        Header(
-            file
-        )  # names the damaged file, where the libraries would only say "header too large"
+        if not file.is_file():
+            raise ValueError(f"model: {file} is missing; copy or download that folder again")
+        Header(file)  # names a damaged file, where the libraries only say "header too large"
     try:
         loaded, report = network.from_pretrained(
             part, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -146,7 +170,8 @@ def _load(network: Any, part: Path, dtype: torch.dtype, device: str) -> Any:
             "copy or download that folder again"
         ) from error
     for what in ("missing", "unexpected"):
-        if names := sorted(report[f"{what}_keys"]):
+        names = sorted(key for key in report[f"{what}_keys"] if not is_guidance_weight(key))
+        if names:
             raise ValueError(
                 f"model: the weights in {part} do not fit its config.json ({len(names)} tensors "
                 f"are {what}, the first is {names[0]}); copy or download that folder again"

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 SamplerName = Literal["unipc", "euler", "lcm"]
-GuidanceMode = Literal["two_pass", "off"]
+GuidanceMode = Literal["two_pass", "embedded", "off"]
 
 SPATIAL_MULTIPLE = 16  # VAE stride 8 times transformer patch 2
 TEMPORAL_STRIDE = 4
@@ -58,7 +58,8 @@ class SamplerSpec(Strict):
     )
     guidance_mode: GuidanceMode = Field(
         "two_pass",
-        description="two_pass: classifier-free guidance. off: distilled, guidance stays at 1.",
+        description="two_pass: classifier-free guidance. embedded: guidance is an input of the "
+        "network, one forward a step. off: distilled, guidance stays at 1.",
     )
 
     @model_validator(mode="after")
@@ -75,9 +76,22 @@ class SamplerSpec(Strict):
         return self
 
     @property
+    def reads_negative_prompt(self) -> bool:
+        """Whether a step also runs the negative prompt: classifier-free guidance above 1."""
+        return self.guidance_mode == "two_pass" and self.guidance_scale > 1
+
+    @property
     def forwards_per_step(self) -> int:
         """Transformer forwards one step costs: 2 with classifier-free guidance, else 1."""
-        return 2 if self.guidance_scale > 1 else 1
+        return 2 if self.reads_negative_prompt else 1
+
+    @property
+    def guidance_text(self) -> str:
+        """Guidance in a word or two, for people."""
+        if self.guidance_mode == "off":
+            return "no guidance"
+        mode = " embedded" if self.guidance_mode == "embedded" else ""
+        return f"guidance {self.guidance_scale:g}{mode}"
 
     def problem(self) -> str | None:
         """Why this combination cannot give a sensible video, or None; shown before it runs."""

@@ -1,7 +1,8 @@
 """What models and LoRAs exist here, and the recipes they make.
 
-A model is a file presets/models/NAME.yaml, or any diffusers folder under a models folder. Nothing
-is ever downloaded. This module imports no torch, so that the web process can use it.
+A model is a file presets/models/NAME.yaml, a student in assets/students/ or exported by a run, or
+any diffusers folder or student under a models folder. Nothing is ever downloaded. This module
+imports no torch, so that the web process can use it.
 """
 
 import difflib
@@ -9,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Unpack
 
 from pydantic import ValidationError
 
@@ -17,60 +18,80 @@ from pipelines.checkpoints import (
     CheckpointSpec,
     ModelEntry,
     ModelPreset,
-    adapter_sampler,
     folder_entry,
     read_preset,
 )
-from pipelines.files import Header, fingerprint, is_model_folder, what_is_missing
-from pipelines.recipe import Adapter, Recipe, SamplerSpec, explain
+from pipelines.files import Header, fingerprint, is_model_folder, joint_fingerprint, what_is_missing
+from pipelines.overrides import Overrides, negative_prompt_for, override, own_sampler
+from pipelines.recipe import Adapter, Recipe, explain
+from pipelines.students import StudentSpec, is_student_folder, student_entry
 
-__all__ = ["CheckpointSpec", "ModelEntry", "ModelPreset", "Overrides", "Registry", "fingerprint"]
+__all__ = [
+    "CheckpointSpec",
+    "ModelEntry",
+    "ModelPreset",
+    "Registry",
+    "StudentSpec",
+    "fingerprint",
+]
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "presets"
+STUDENTS = ROOT / "assets" / "students"
+RUNS = ROOT / "runs"
 MAX_DEPTH = 5  # of a model below a models folder
 
 
-class Overrides(TypedDict, total=False):
-    """What a recipe may change; None or absent means the checkpoint's own value."""
-
-    steps: int | None
-    flow_shift: float | None
-    guidance_scale: float | None
-    sampler: str | None
-    sigmas: Sequence[float] | None
-    width: int | None
-    height: int | None
-    num_frames: int | None
-    fps: int | None
-    negative_prompt: str | None
-
-
 class Registry:
-    """The presets of this repository and everything found under the models folders."""
+    """The presets, students and runs of this repository, and what the models folders hold."""
 
-    def __init__(self, model_dirs: Sequence[Path] = ()):
+    def __init__(self, model_dirs: Sequence[Path] = (), runs_dir: Path = RUNS):
         for folder in model_dirs:
             if not folder.is_dir():
                 raise ValueError(
                     f"models folder {folder} does not exist; create it or correct --models"
                 )
         self.model_dirs = tuple(model_dirs)
+        self.runs_dir = runs_dir
 
     def models(self) -> dict[str, ModelEntry]:
-        """All models by name, presets first. Looks at the disk again on every call."""
-        entries = {
+        """All models by name: presets, students, runs, then what the models folders hold.
+
+        Looks at the disk again on every call.
+        """
+        presets = {
             path.stem: self._preset_entry(path) for path in _files(PRESETS / "models", ".yaml")
         }
-        known = {entry.folder.resolve() for entry in entries.values() if entry.folder}
+        known = {entry.folder.resolve() for entry in presets.values() if entry.folder}
+        folders: dict[str, Path] = {}
+        for name, other_name, folder in self._folders():
+            if folder.resolve() not in known:
+                known.add(folder.resolve())
+                taken = name in presets or name in folders
+                folders[other_name if taken else name] = folder
+        bases = presets | {
+            name: folder_entry(folder, name)
+            for name, folder in folders.items()
+            if is_model_folder(folder)
+        }
+        found = {
+            name: bases[name] if name in bases else student_entry(folder, name, bases)
+            for name, folder in folders.items()
+        }
+        return presets | found
+
+    def _folders(self) -> Iterator[tuple[str, str, Path]]:
+        """Folders that may hold a model: the name, another in case it is taken, and the folder."""
+        for folder in sorted(STUDENTS.glob("*/")):
+            yield folder.name, str(folder), folder
+        for folder in sorted(self.runs_dir.glob("*/export/")):
+            if not (folder / "vae").is_dir():  # an autoencoder's export makes no videos
+                yield folder.parent.name, f"runs/{folder.parent.name}", folder
         for models_dir in self.model_dirs:
             for folder in _walk(models_dir):
-                if is_model_folder(folder) and folder.resolve() not in known:
+                if is_model_folder(folder) or is_student_folder(folder):
                     name = folder.relative_to(models_dir).as_posix()
-                    name = folder.resolve().name if name == "." else name
-                    name = str(folder) if name in entries else name
-                    entries[name] = folder_entry(folder, name)
-        return entries
+                    yield folder.resolve().name if name == "." else name, str(folder), folder
 
     def entry(self, model: str) -> ModelEntry:
         """A model by name or folder. ValueError that suggests the nearest names."""
@@ -79,8 +100,12 @@ class Registry:
             return entries[model]
         folder = Path(model)
         if folder.is_dir():
-            same = [e for e in entries.values() if e.folder and e.folder.samefile(folder)]
-            return same[0] if same else folder_entry(folder, model)
+            same = [e for e in entries.values() if e.own_folder and e.own_folder.samefile(folder)]
+            if same:
+                return same[0]
+            if is_student_folder(folder):
+                return student_entry(folder, model, entries)
+            return folder_entry(folder, model)
         if folder.is_file():
             raise ValueError(
                 f"model {model!r} is a file; give the folder that holds model_index.json"
@@ -124,26 +149,21 @@ class Registry:
     ) -> Recipe:
         """A complete recipe: the checkpoint's own settings under `overrides`, with fingerprints.
 
-        The settings come from the model, or from the first adapter that carries its own sampler.
+        A base model takes the settings of the first adapter that carries its own sampler; a
+        distilled one keeps its own.
         ValueError, in one sentence, for anything that is missing, unreadable or out of range.
         """
         entry = self.entry(model)
         given = {key: value for key, value in overrides.items() if value is not None}
-        own = [sampler for a in adapters if (sampler := adapter_sampler(Path(a.path)))]
         try:
-            sampler = _override(own[0] if own else entry.preset.sampler, given)
-            if given.get("negative_prompt") and sampler.guidance_scale <= 1:
-                raise ValueError(
-                    "negative_prompt is read only with guidance_scale above 1; "
-                    "raise that or leave it out"
-                )
+            sampler = override(own_sampler(entry.preset, adapters), given)
             geometry = ("width", "height", "num_frames", "fps")
             recipe = Recipe(
                 model=entry.preset.name,
                 adapters=tuple(adapters),
                 sampler=sampler,
                 prompt=prompt,
-                negative_prompt=_negative_prompt(entry.preset, sampler, given),
+                negative_prompt=negative_prompt_for(entry.preset, sampler, given),
                 seed=seed,
                 **{field: given.get(field, getattr(entry.preset, field)) for field in geometry},
             )
@@ -158,11 +178,13 @@ class Registry:
             raise ValueError(f"model {recipe.model} cannot be used: {entry.missing}")
         adapters = tuple(
             adapter.model_copy(
-                update={"fingerprint": _verify("adapter", adapter.path, adapter.fingerprint)}
+                update={
+                    "fingerprint": _verify("adapter", [Path(adapter.path)], adapter.fingerprint)
+                }
             )
             for adapter in recipe.adapters
         )
-        model_fingerprint = _verify("model", str(entry.folder), recipe.model_fingerprint)
+        model_fingerprint = _verify("model", entry.weights, recipe.model_fingerprint)
         return recipe.model_copy(
             update={"adapters": adapters, "model_fingerprint": model_fingerprint}
         )
@@ -191,32 +213,15 @@ class Registry:
             yield from sorted(cached.glob("*"))
 
 
-def _override(own: SamplerSpec, given: dict[str, Any]) -> SamplerSpec:
-    """The checkpoint's sampler with the changes; new steps drop explicit sigmas that do not fit."""
-    names = {"sampler": "name", "steps": "num_inference_steps"}
-    fields = ("sampler", "steps", "flow_shift", "guidance_scale", "sigmas")
-    changes = {names.get(field, field): given[field] for field in fields if field in given}
-    if "sigmas" in changes:
-        changes.setdefault("num_inference_steps", len(changes["sigmas"]))
-    elif own.sigmas and changes.get("num_inference_steps") not in (None, len(own.sigmas)):
-        changes["sigmas"] = None
-    return SamplerSpec.model_validate({**own.model_dump(), **changes})
-
-
-def _negative_prompt(preset: ModelPreset, sampler: SamplerSpec, given: dict[str, Any]) -> str:
-    """Empty where no forward reads it, so that equal videos have equal recipes."""
-    if sampler.guidance_scale <= 1:
-        return ""
-    return str(given.get("negative_prompt", preset.negative_prompt))
-
-
-def _verify(field: str, path: str, expected: str | None) -> str:
-    if not Path(path).exists():
-        raise ValueError(f"{field} {path} does not exist; check the path")
-    found = fingerprint(Path(path))
+def _verify(field: str, paths: Sequence[Path], expected: str | None) -> str:
+    """The fingerprint of all paths; ValueError where one is gone or they have changed."""
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{field} {path} does not exist; check the path")
+    found = joint_fingerprint(paths)
     if expected not in (None, found):
         raise ValueError(
-            f"{field} {path} has changed since this recipe was made; "
+            f"{field} {paths[-1]} has changed since this recipe was made; "
             "make a new recipe from the same settings"
         )
     return found

@@ -101,13 +101,14 @@ def sample_lcm(
 ) -> Iterator[Tensor]:
     """Consistency sampling (Luo et al. 2023, arXiv:2310.04378). sigmas [N+1].
 
-    Each step denoises fully, then adds new noise at the next level.
+    Each step denoises fully, then adds new noise at the next level. All clips of a batch get the
+    same noise, that of the seed, so that a clip does not depend on its batch.
     """
     latents = noise
     for sigma, next_sigma in pairwise(sigmas):
         latents = model(latents, _expand(sigma, latents), prompt_embeds)
         if next_sigma > 0:
-            new_noise = draw_noise(tuple(latents.shape), generator).to(latents.device)
+            new_noise = draw_noise((1, *latents.shape[1:]), generator).to(latents.device)
             latents = add_noise(latents, new_noise, _expand(next_sigma, latents))
         yield latents
 

@@ -8,7 +8,7 @@ import gradio as gr
 from gradio.components import Component
 
 from pipelines.recipe import SamplerName
-from pipelines.registry import Registry
+from pipelines.registry import ModelEntry, Registry
 from studio.forms import NO_LORA, PRIVATE, Form, Panel, field_id
 from studio.variants import LABELS, SHARED_FIELDS, Variant, lora_name, own_variant
 
@@ -83,10 +83,13 @@ def _draw_prompt(registry: Registry) -> gr.Textbox:
 
 def model_choices(registry: Registry) -> list[tuple[str, str]]:
     """Title and name; a model that is not here stays in the list, so that one sees it."""
-    return [
-        (entry.preset.title if entry.missing is None else f"{entry.preset.title} (missing)", name)
-        for name, entry in registry.models().items()
-    ]
+    return [(_model_label(entry), name) for name, entry in registry.models().items()]
+
+
+def _model_label(entry: ModelEntry) -> str:
+    if entry.missing is not None:
+        return f"{entry.preset.title} (missing)"
+    return entry.preset.title if entry.base is None else f"{entry.preset.title} (distilled)"
 
 
 def lora_choices(registry: Registry) -> list[tuple[str, str]]:

@@ -184,7 +184,7 @@ class Studio:
         shown: dict[str, Any] = {
             "label": cell.label,
             "title": cell.title,
-            "detail": f"{spec.name} · shift {spec.flow_shift:g} · guidance {spec.guidance_scale:g}"
+            "detail": f"{spec.name} · shift {spec.flow_shift:g} · {spec.guidance_text}"
             f" · seed {recipe.seed} · {recipe.width}x{recipe.height}, {recipe.num_frames} frames",
             "prompt": recipe.prompt,
             "width": recipe.width,

@@ -151,7 +151,7 @@ def cli_command(registry: Registry, recipe: Recipe, out: str) -> str:
     words += ["--guidance", repr(spec.guidance_scale), "--sampler", spec.name]
     if spec.sigmas is not None:
         words += ["--sigmas", ",".join(map(repr, spec.sigmas))]
-    if spec.guidance_scale > 1 and recipe.negative_prompt != _own_negative(registry, recipe):
+    if spec.reads_negative_prompt and recipe.negative_prompt != _own_negative(registry, recipe):
         words += [f"--negative-prompt={recipe.negative_prompt}"]
     words += ["--size", f"{recipe.width}x{recipe.height}", "--frames", str(recipe.num_frames)]
     for adapter in recipe.adapters:

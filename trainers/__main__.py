@@ -11,9 +11,8 @@ from typing import Any
 
 import yaml
 
-from pipelines.registry import Registry
 from trainers.config import TrainConfig
-from trainers.registry import algorithm_class, load_config
+from trainers.registry import load_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,21 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(config: TrainConfig[Any], run_dir: Path, dry_run: bool) -> int:
     from trainers.distributed import join_world, leave_world  # torch: only once the input is good
     from trainers.engine import Trainer
-    from trainers.roles import load_base
+    from trainers.models import load_models
 
-    entry = Registry().entry(config.model)
-    if entry.folder is None:
-        raise ValueError(f"model: {entry.missing}")
-    component = algorithm_class(config.method).component
-    base = load_base(entry.folder, component)
+    models = load_models(config)
     if dry_run:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        num_parameters = sum(p.numel() for p in base.parameters())
-        print(f"{component} of {entry.folder}: {num_parameters / 1e6:.2f} M parameters")
+        num_parameters = sum(p.numel() for p in models[""].network.parameters())
+        print(f"{config.model}: {num_parameters / 1e6:.2f} M parameters")
         return 0
     world = join_world(config.device)
     try:
-        Trainer(config, base, run_dir, world).train()
+        Trainer(config, models, run_dir, world).train()
     finally:
         leave_world(world)
     return 0

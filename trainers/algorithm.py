@@ -7,12 +7,14 @@ optimizer, a rank, a checkpoint or a logger.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from trainers.config import AlgorithmConfig
+from pipelines.denoiser import Denoiser
+from pipelines.recipe import SamplerName, SamplerSpec
+from trainers.config import AlgorithmConfig, Guidance
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,16 @@ class Batch:
     video: Tensor | None = None  # [B, F, C, H, W] in [0, 1]
     latents: Tensor | None = None  # [B, C, F, H, W], normalised
     prompt_embeds: Tensor | None = None  # [B, L, D], zero rows past the text
-    negative_prompt_embeds: Tensor | None = None  # [1, L, D], of the empty prompt
+    negative_prompt_embeds: Tensor | None = None  # [1, L, D], of the model's negative prompt
+    latent_shape: tuple[int, ...] = ()  # (C, F, H, W): what to make where there are no latents
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "prompts"}
-        return replace(self, **{k: v.to(device) for k, v in tensors.items() if v is not None})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
     def require(self, name: str) -> Tensor:
         """The tensor of that name; ValueError where the data source has none."""
@@ -48,6 +54,14 @@ class Rng:
     def randn_like(self, like: Tensor) -> Tensor:
         """Standard normal noise from the local stream, drawn on the CPU so that devices agree."""
         return torch.randn(like.shape, generator=self.local).to(like)
+
+    def randn(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Standard normal noise of a shape from the local stream, fp32."""
+        return torch.randn(shape, generator=self.local).to(device)
+
+    def uniform(self, size: int, low: float, high: float, device: torch.device) -> Tensor:
+        """Uniform numbers in [low, high) from the local stream. [size] fp32."""
+        return low + (high - low) * self.rand(size, device)
 
     def rand(self, size: int, device: torch.device) -> Tensor:
         """Uniform numbers in [0, 1) from the local stream. [size] fp32."""
@@ -70,6 +84,7 @@ class Update:
     loss: Callable[[Batch, Rng], Loss]
 
 
+Score = Callable[[Tensor, tuple[str, ...]], Tensor]  # latents [B, C, F, H, W], prompts -> [B]
 ConfigT = TypeVar("ConfigT", bound=AlgorithmConfig)
 
 
@@ -83,10 +98,49 @@ class Algorithm(ABC, Generic[ConfigT]):
     Config: ClassVar[type[AlgorithmConfig]]
     component: ClassVar[Literal["transformer", "vae"]] = "transformer"
 
-    def __init__(self, config: ConfigT, roles: Mapping[str, nn.Module]):
+    def __init__(self, config: ConfigT, roles: Mapping[str, nn.Module], score: Score | None = None):
         self.config = config
         self.roles = roles
+        self.score = score
+
+    def sampler(self, own: SamplerSpec) -> SamplerSpec:
+        """How the student is to be sampled, given its model's `own` sampler; goes with the export."""
+        return own
 
     @abstractmethod
     def updates(self, step: int) -> Iterator[Update]:
         """The updates of one training step, in order."""
+
+    # ---------------------------------------------------------------- guidance, for distillation
+
+    @property
+    def student_embeds_guidance(self) -> bool:
+        """Whether the student takes the guidance scale as an input."""
+        return cast(Denoiser, self.roles["student"]).embeds_guidance
+
+    def draw_guidance(self, guidance: Guidance, latents: Tensor, rng: Rng) -> Tensor:
+        """A scale for each sample. [B]."""
+        if guidance.min_scale < guidance.max_scale and not self.student_embeds_guidance:
+            raise ValueError(
+                "algorithm.guidance: this student does not take guidance as an input, so min_scale "
+                "and max_scale must be equal; or start at a model from cfg_distill"
+            )
+        batch_size = latents.shape[0]
+        return rng.uniform(batch_size, guidance.min_scale, guidance.max_scale, latents.device)
+
+    def student_scale(self, scale: Tensor) -> Tensor | None:
+        """What the student is told about the guidance [B]: nothing, where it has no such input."""
+        return scale if self.student_embeds_guidance else None
+
+    def distilled_sampler(
+        self, name: SamplerName, num_inference_steps: int, flow_shift: float, guidance_scale: float
+    ) -> SamplerSpec:
+        """A few-step sampler with the guidance inside the student, asked for where it can be."""
+        embeds = self.student_embeds_guidance
+        return SamplerSpec(
+            name=name,
+            num_inference_steps=num_inference_steps,
+            flow_shift=flow_shift,
+            guidance_mode="embedded" if embeds else "off",
+            guidance_scale=guidance_scale if embeds else 1.0,
+        )

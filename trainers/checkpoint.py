@@ -85,7 +85,7 @@ def prune_checkpoints(run_dir: Path, keep: int) -> None:
 def _state(roles: Mapping[str, BuiltRole], optimizers: Mapping[str, Optimizer]) -> dict[str, Any]:
     """Views of the live tensors, so that loading writes into the networks."""
     return {
-        "roles": {name: trained_state(role, dict(roles)) for name, role in roles.items()},
+        "roles": {name: trained_state(role, roles) for name, role in roles.items()},
         "optimizers": {
             name: get_optimizer_state_dict(roles[name].network, optimizer)
             for name, optimizer in optimizers.items()

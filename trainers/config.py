@@ -6,12 +6,12 @@ key. This module imports no torch, so that the web process can read and check a 
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipelines.recipe import Strict
+from pipelines.recipe import Adapter, Strict
 
 
 class Lora(Strict):
@@ -25,10 +25,22 @@ class Lora(Strict):
     )
 
 
-class Trainable(Strict):
-    """A network that the run trains, with its optimizer (AdamW)."""
+class Pull(Strict):
+    """After each update of another role, this one moves a little toward it."""
 
-    lora: Lora | None = Field(None, description="Train an adapter on the frozen base.")
+    toward: str = Field("student", description="The role whose updates pull this one along.")
+    decay: float = Field(0.97, ge=0, lt=1, description="What stays of this role each time.")
+
+
+class Trainable(Strict):
+    """A network that the run trains, with its optimizer (AdamW). It starts as the run's model."""
+
+    lora: Lora | None = Field(
+        None, description="Train an adapter on the base that all such roles share."
+    )
+    start_from: str | None = Field(
+        None, description="A student on the same base, by registry name, to start from instead."
+    )
     learning_rate: float = Field(1e-5, gt=0, le=1)
     final_learning_rate: float | None = Field(
         None, ge=0, description="Cosine decay ends here; empty keeps the rate constant."
@@ -37,23 +49,56 @@ class Trainable(Strict):
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    pull: Pull | None = None
+
+
+class GuidedTrainable(Trainable):
+    """A trained network that gains guidance as an input, where its model has none."""
+
+
+class Discriminator(Trainable):
+    """A small head that tells rendered latents from generated ones by a frozen role's features."""
+
+    on: str = Field("teacher", description="The frozen role whose features it reads.")
 
 
 class Frozen(Strict):
     """A network that only predicts."""
 
+    model: str | None = Field(
+        None, description="Registry name or folder of another model; empty is the run's own."
+    )
+
 
 class Ema(Strict):
-    """An exponential moving average of a trained role.
+    """An exponential moving average of a trained role, moved after each of its updates.
 
     What the run samples and exports where it exists.
     """
 
     of: str = Field("student", description="The role that is averaged.")
     decay: float = Field(0.999, ge=0, lt=1)
+    start_step: int = Field(0, ge=0, description="Until then it equals the role.")
 
 
 Role = Trainable | Frozen | Ema
+
+
+class Guidance(Strict):
+    """The guidance scales a teacher is asked at, in the standard form; drawn evenly in between."""
+
+    min_scale: float = Field(1.0, ge=1, le=30)
+    max_scale: float = Field(8.0, ge=1, le=30)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"min_scale {self.min_scale:g} is above max_scale {self.max_scale:g}")
+        return self
+
+    def nearest(self, guidance_scale: float) -> float:
+        """The scale in the range that is nearest to a model's own."""
+        return min(max(guidance_scale, self.min_scale), self.max_scale)
 
 
 class AlgorithmConfig(Strict):
@@ -74,6 +119,17 @@ class PreparedData(Strict):
     source: Literal["prepared"] = "prepared"
     folder: Path
     batch_size: int = Field(1, ge=1, description="Samples a rank and micro-batch.")
+
+
+class PromptData(Strict):
+    """Prompts only: data-free distillation makes its own latents."""
+
+    source: Literal["prompts"] = "prompts"
+    file: Path = Field(description="One prompt a line; lines that start with # are skipped.")
+    batch_size: int = Field(1, ge=1, description="Prompts a rank and micro-batch.")
+    width: int | None = Field(None, ge=16, multiple_of=16, description="Empty: the model's own.")
+    height: int | None = Field(None, ge=16, multiple_of=16, description="Empty: the model's own.")
+    num_frames: int | None = Field(None, ge=1, description="4n+1; empty: the model's own.")
 
 
 class Stage(Strict):
@@ -117,8 +173,11 @@ class TrainConfig(Strict, Generic[AlgorithmT]):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     method: str = Field(description="A file in trainers/algorithms/.")
     algorithm: AlgorithmT
-    model: str = Field("tiny-wan", description="Registry name or folder of the base model.")
-    data: Annotated[PreparedData | ShapesData, Field(discriminator="source")]
+    model: str = Field("tiny-wan", description="Registry name or folder of the model to start at.")
+    adapters: tuple[Adapter, ...] = Field(
+        (), description="LoRAs on the model: they are distilled with it."
+    )
+    data: Annotated[PreparedData | PromptData | ShapesData, Field(discriminator="source")]
     seed: int = Field(0, ge=0)
     num_steps: int = Field(gt=0)
     accumulation_steps: int = Field(1, ge=1, description="Micro-batches a step.")

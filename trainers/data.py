@@ -17,13 +17,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipelines.loading import load_components
+from pipelines.recipe import TEMPORAL_STRIDE
+from pipelines.registry import ModelEntry, Registry
 from trainers.algorithm import Batch
-from trainers.config import PreparedData, ShapesData, Stage
+from trainers.config import PreparedData, PromptData, ShapesData, Stage, TrainConfig
 from trainers.worlds import shapes
 
 INDEX = "index.json"
 NEGATIVE = "negative.safetensors"
 SAMPLES_PER_SHARD = 2048
+SPATIAL_STRIDE = 8  # of the VAE
 
 
 class DataSource(Protocol):
@@ -35,6 +39,23 @@ class DataSource(Protocol):
 def stream_seed(seed: int, step: int, stream: int) -> int:
     """A 64-bit seed for one (seed, step, stream); neighbours are independent."""
     return int(np.random.SeedSequence([seed, step, stream]).generate_state(1, np.uint64)[0])
+
+
+class Order:
+    """An endless order of samples: every epoch is one permutation, drawn from the seed."""
+
+    def __init__(self, num_samples: int, seed: int):
+        self.num_samples, self.seed = num_samples, seed
+        self.epoch, self.permutation = -1, torch.empty(0)
+
+    def index(self, position: int) -> int:
+        """The sample at a position of the order."""
+        epoch, offset = divmod(position, self.num_samples)
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(stream_seed(self.seed, epoch, 0))
+            self.permutation = torch.randperm(self.num_samples, generator=generator)
+            self.epoch = epoch
+        return int(self.permutation[offset])
 
 
 def write_prepared(
@@ -107,28 +128,21 @@ class Prepared:
             raise ValueError(
                 f"data.folder: {settings.folder} is damaged ({error}); prepare it again"
             ) from error
-        self.permuted_epoch, self.permutation = -1, torch.empty(0)
+        self.order = Order(len(self.locations), seed)
         self.negative = self._pad(negative.get_tensor("prompt_embeds"))[None]
 
     def batch(self, step: int, stream: int, num_streams: int) -> Batch:
         """The samples of one micro-batch: an epoch is one permutation of the data set."""
         first = (step * num_streams + stream) * self.settings.batch_size
-        chosen = [self._index(first + i) for i in range(self.settings.batch_size)]
+        chosen = [self.order.index(first + i) for i in range(self.settings.batch_size)]
         latents, prompt_embeds = zip(*(self._read(index) for index in chosen), strict=True)
         return Batch(
             prompts=tuple(self.captions[index] for index in chosen),
             latents=torch.stack(latents).float(),
             prompt_embeds=torch.stack(prompt_embeds),
             negative_prompt_embeds=self.negative,
+            latent_shape=tuple(latents[0].shape),
         )
-
-    def _index(self, position: int) -> int:
-        epoch, offset = divmod(position, len(self.locations))
-        if epoch != self.permuted_epoch:
-            generator = torch.Generator().manual_seed(stream_seed(self.seed, epoch, 0))
-            self.permutation = torch.randperm(len(self.locations), generator=generator)
-            self.permuted_epoch = epoch
-        return int(self.permutation[offset])
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         shard, position = self.locations[index]
@@ -178,8 +192,55 @@ def _crop_at_shape(clip: np.ndarray, crop: int, rng: np.random.Generator) -> np.
     return clip[:, top : top + crop, left : left + crop]
 
 
-def build_data(settings: PreparedData | ShapesData, seed: int) -> DataSource:
-    """The source that the settings name."""
+class Prompts:
+    """Prompts alone, encoded when they are needed: what data-free distillation learns from."""
+
+    def __init__(self, settings: PromptData, seed: int, entry: ModelEntry, device: str):
+        self.settings = settings
+        self.prompts = _read_prompts(settings.file)
+        self.order = Order(len(self.prompts), seed)
+        assert entry.folder is not None
+        components = load_components(entry.folder, entry.preset.text_length, device)
+        own = entry.preset
+        num_frames = settings.num_frames or own.num_frames
+        self.latent_shape = (
+            components.num_latent_channels,
+            (num_frames - 1) // TEMPORAL_STRIDE + 1,
+            (settings.height or own.height) // SPATIAL_STRIDE,
+            (settings.width or own.width) // SPATIAL_STRIDE,
+        )
+        self.encode = components.encode_prompt
+        self.negative = self.encode([own.negative_prompt])
+
+    def batch(self, step: int, stream: int, num_streams: int) -> Batch:
+        """The prompts of one micro-batch: an epoch is one permutation of the file."""
+        first = (step * num_streams + stream) * self.settings.batch_size
+        chosen = [
+            self.prompts[self.order.index(first + i)] for i in range(self.settings.batch_size)
+        ]
+        return Batch(
+            prompts=tuple(chosen),
+            prompt_embeds=self.encode(chosen),
+            negative_prompt_embeds=self.negative,
+            latent_shape=self.latent_shape,
+        )
+
+
+def _read_prompts(file: Path) -> list[str]:
+    if not file.is_file():
+        raise ValueError(f"data.file: there is no file {file}")
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise ValueError(f"data.file: {file} holds no prompts; write one a line")
+    return prompts
+
+
+def build_data(config: TrainConfig[Any], device: torch.device) -> DataSource:
+    """The source that the configuration names."""
+    settings, seed = config.data, config.seed
     if isinstance(settings, PreparedData):
         return Prepared(settings, seed)
+    if isinstance(settings, PromptData):
+        return Prompts(settings, seed, Registry().entry(config.model), str(device))
     return RenderedShapes(settings, seed)

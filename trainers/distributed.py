@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-
-from pipelines.denoiser import Denoiser
 
 
 @dataclass(frozen=True)
@@ -51,18 +49,13 @@ def leave_world(world: World) -> None:
         dist.destroy_process_group()
 
 
-def shard(role: nn.Module, blocks: Iterable[nn.Module], world: World) -> None:
-    """FSDP2 over all ranks, in place: every block, then the rest. One rank: nothing to do.
-
-    `role` is what a method calls; its entries other than `forward` gather the weights too.
-    """
+def shard(network: nn.Module, blocks: Iterable[nn.Module], world: World) -> None:
+    """FSDP2 over all ranks, in place: every block, then the rest. One rank: nothing to do."""
     if world.num_ranks == 1:
         return
     for block in blocks:
         fully_shard(block)
-    fully_shard(role)
-    if isinstance(role, Denoiser):
-        register_fsdp_forward_method(role, "velocity")
+    fully_shard(network)
 
 
 def whole(tensor: Tensor) -> Tensor:

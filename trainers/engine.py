@@ -6,10 +6,9 @@ The run directory is the only interface to the outside:
     samples/step_000500/*.mp4 checkpoints/step_000500/ export/
 """
 
-import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -26,41 +25,53 @@ from trainers.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from trainers.compute import tune_compute
 from trainers.config import Ema, Trainable, TrainConfig
 from trainers.data import build_data, stream_seed
 from trainers.distributed import World, any_rank, barrier, mean_over_ranks, shard, whole
 from trainers.export import export_role, exported_role
+from trainers.models import Model
+from trainers.optimizer import adamw, learning_rate
 from trainers.registry import algorithm_class
-from trainers.roles import build_roles, tune_compute, update_ema
+from trainers.roles import build_roles, follow
 from trainers.samples import SampleWriter
 from trainers.tracking import Tracker
 
 MAX_SKIPPED_IN_A_ROW = 20
-WHAT_MAKES_A_RUN = ("method", "algorithm", "model", "data", "seed", "precision")
+WHAT_MAKES_A_RUN = ("method", "algorithm", "model", "adapters", "data", "seed", "precision")
 
 
 class Trainer:
     """One run of one configuration in one directory."""
 
-    def __init__(self, config: TrainConfig[Any], base: nn.Module, run_dir: Path, world: World):
+    def __init__(
+        self,
+        config: TrainConfig[Any],
+        models: Mapping[str, Model],
+        run_dir: Path,
+        world: World,
+    ):
         self.config, self.run_dir, self.world = config, run_dir, world
         self.tracker = Tracker(run_dir)
         method = algorithm_class(config.method)
         torch.manual_seed(config.seed)  # new adapters start from random weights
-        self.roles = build_roles(config.algorithm, base.to(world.device))
+        for model in models.values():
+            model.network.to(world.device)
+        self.roles = build_roles(config.algorithm, models)
         tune_compute(self.roles.values(), config.attention_backend, config.compile_blocks)
-        for role in self.roles.values():
-            shard(role.call, role.blocks, world)
+        for role in {id(role.body): role for role in self.roles.values()}.values():
+            shard(role.body, role.blocks, world)
         calls = {name: role.call for name, role in self.roles.items()}
         self.algorithm = method(config.algorithm, calls)
         self.optimizers = {
-            name: _adamw(role.settings, list(role.trained.values()))
+            name: adamw(role.settings, role.trained.values())
             for name, role in self.roles.items()
             if isinstance(role.settings, Trainable)
         }
-        self.data = build_data(config.data, config.seed)
+        self.data = build_data(config, world.device)
         self.samples = SampleWriter(config, run_dir, world) if config.samples.every else None
         self.step = 0
+        self.figures: dict[str, Tensor] = {}  # the newest of each: not every role moves every step
         self.num_skipped_in_a_row = 0
         self.stop_signal = False
 
@@ -73,9 +84,9 @@ class Trainer:
         with self._signals():
             while self.step < self.config.num_steps and not self._asked("stop"):
                 began = time.perf_counter()
-                figures = self.train_step()
+                self.figures |= self.train_step()
                 self.step += 1
-                self._log(figures, time.perf_counter() - began)
+                self._log(self.figures, time.perf_counter() - began)
                 if self._due(self.config.samples.every) or self._asked("sample_now"):
                     self._sample()
                 if self._due(self.config.save_every) or self._asked("save_now"):
@@ -85,15 +96,15 @@ class Trainer:
     def train_step(self) -> dict[str, Tensor]:
         """Every update of the method once, then the moving averages; returns figures to log."""
         figures: dict[str, Tensor] = {}
-        for update in self.algorithm.updates(self.step):
-            figures |= self._update(update)
-        for role in self.roles.values():
-            if isinstance(role.settings, Ema):
-                update_ema(role, self.roles[role.settings.of])
+        for number, update in enumerate(self.algorithm.updates(self.step)):
+            figures |= self._update(update, number)
         return figures
 
-    def _update(self, update: Update) -> dict[str, Tensor]:
-        """Accumulates one role's gradients over the micro-batches and steps its optimizer."""
+    def _update(self, update: Update, number: int) -> dict[str, Tensor]:
+        """Accumulates one role's gradients over the micro-batches and steps its optimizer.
+
+        Then the roles that follow this one move.
+        """
         role, optimizer = self.roles[update.role], self.optimizers[update.role]
         settings = role.settings
         assert isinstance(settings, Trainable)
@@ -104,17 +115,30 @@ class Trainer:
             num_streams = num_micro * self.world.num_ranks
             batch = self.data.batch(self.step, stream, num_streams).to(self.world.device)
             if self.world.num_ranks > 1:
-                role.call.set_requires_gradient_sync(micro == num_micro - 1)  # type: ignore[operator]
+                role.body.set_requires_gradient_sync(micro == num_micro - 1)  # type: ignore[operator]
             with self._autocast():
-                loss = update.loss(batch, self._rng(stream))
+                loss = update.loss(batch, self._rng(stream, number))
             (loss.value / num_micro).backward()
             losses.append(loss)
         norm = whole(nn.utils.clip_grad_norm_(role.trained.values(), settings.max_grad_norm))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step, self.config.num_steps)
         self._step_if_finite(update.role, optimizer, norm)
-        optimizer.zero_grad(set_to_none=True)
+        for each in self.optimizers.values():  # a loss may reach parameters that it does not train
+            each.zero_grad(set_to_none=True)
+        self._move_followers(update.role)
         return self._figures(update.role, losses, norm)
+
+    def _move_followers(self, moved: str) -> None:
+        """Moving averages of a role, and roles that are pulled toward it."""
+        for role in self.roles.values():
+            settings = role.settings
+            if isinstance(settings, Ema) and settings.of == moved:
+                started = self.step >= settings.start_step
+                follow(role, self.roles[moved], settings.decay if started else 0.0)
+            pull = settings.pull if isinstance(settings, Trainable) else None
+            if pull is not None and pull.toward == moved:
+                follow(role, self.roles[moved], pull.decay)
 
     def _step_if_finite(self, role: str, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
         """Steps, or skips a step whose gradient is not finite; many in a row end the run."""
@@ -138,10 +162,10 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.world.device.type, torch.bfloat16)
 
-    def _rng(self, stream: int) -> Rng:
-        """Streams that depend on (seed, step, stream) and on nothing that ran before."""
-        shared = stream_seed(self.config.seed, self.step, 2**31)
-        local = stream_seed(self.config.seed, self.step, 2**31 + 1 + stream)
+    def _rng(self, stream: int, update: int) -> Rng:
+        """Streams that depend on (seed, step, update, stream) and on nothing that ran before."""
+        seed = stream_seed(self.config.seed, self.step, 2**31 + update)
+        shared, local = stream_seed(seed, 0, 0), stream_seed(seed, 1, stream)
         torch.manual_seed(local)  # for dropout, which draws from the global stream
         return Rng(torch.Generator().manual_seed(local), torch.Generator().manual_seed(shared))
 
@@ -221,7 +245,8 @@ class Trainer:
         if not self._saved_here():
             self._save()
         if complete:
-            export_role(self.config, self.roles, self.run_dir / "export", self.world)
+            folder = self.run_dir / "export"
+            export_role(self.config, self.algorithm, self.roles, folder, self.world)
         if self.world.is_main:
             self.tracker.event("finished" if complete else "stopped", step=self.step)
         barrier(self.world)
@@ -257,24 +282,3 @@ def refuse_other_run(run_dir: Path, config: TrainConfig[Any]) -> None:
         raise ValueError(
             f"run-dir: {run_dir} holds a run with another {changed[0]}; choose another --run-dir"
         )
-
-
-def learning_rate(settings: Trainable, step: int, num_steps: int) -> float:
-    """Linear warm-up, then constant or half a cosine down to `final_learning_rate`.
-
-    A function of the step alone.
-    """
-    warmup = min(1.0, (step + 1) / (settings.warmup_steps + 1))
-    peak, final = settings.learning_rate, settings.final_learning_rate
-    if final is None:
-        return warmup * peak
-    return warmup * (final + (peak - final) * 0.5 * (1 + math.cos(math.pi * step / num_steps)))
-
-
-def _adamw(settings: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        parameters,
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-    )

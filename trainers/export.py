@@ -8,14 +8,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from diffusers import ModelMixin
 from huggingface_hub import save_torch_state_dict
 
 from pipelines.adapters import save_lora
+from pipelines.guidance import portable_name
 from pipelines.registry import CheckpointSpec, Registry
+from pipelines.students import StudentSpec
+from trainers.algorithm import Algorithm
 from trainers.checkpoint import full_weights
 from trainers.config import Ema, Trainable, TrainConfig
 from trainers.distributed import World
-from trainers.registry import algorithm_class
 from trainers.roles import BuiltRole
 
 
@@ -31,11 +34,15 @@ def exported_role(roles: dict[str, BuiltRole]) -> BuiltRole:
 
 
 def export_role(
-    config: TrainConfig[Any], roles: dict[str, BuiltRole], folder: Path, world: World
+    config: TrainConfig[Any],
+    trained: Algorithm[Any],
+    roles: dict[str, BuiltRole],
+    folder: Path,
+    world: World,
 ) -> None:
     """Writes `folder/transformer`, `folder/vae` or `folder/lora.safetensors`, and `sampler.json`.
 
-    Replaces an older export whole. The sampler is the base model's own.
+    Replaces an older export whole.
     """
     role = exported_role(roles)
     weights = full_weights(role.network)
@@ -44,21 +51,32 @@ def export_role(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    preset = Registry().entry(config.model).preset
-    spec = CheckpointSpec(**{name: getattr(preset, name) for name in CheckpointSpec.model_fields})
+    spec = student_spec(config, trained)
     (partial / "sampler.json").write_text(spec.model_dump_json(indent=2))
     student = roles["student"].settings
     assert isinstance(student, Trainable)
     if student.lora is not None:
         file, lora = partial / "lora.safetensors", student.lora
-        save_lora(weights, file, lora.rank, lora.alpha, spec.sampler)
+        own = {name: weights[name].half() for name in role.own_parameters}
+        save_lora(own, file, lora.rank, lora.alpha, spec.sampler)
     else:
-        component = algorithm_class(config.method).component
+        component = trained.component
+        assert isinstance(role.network, ModelMixin)
         role.network.save_config(partial / component)
         save_torch_state_dict(
-            weights,
+            {portable_name(name): weight for name, weight in weights.items()},
             partial / component,
             filename_pattern="diffusion_pytorch_model{suffix}.safetensors",
         )
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
+
+
+def student_spec(config: TrainConfig[Any], trained: Algorithm[Any]) -> StudentSpec:
+    """How the student is to be sampled, and which model it stands on."""
+    registry = Registry()
+    entry = registry.entry(config.model)
+    preset = entry.preset
+    own = {name: getattr(preset, name) for name in CheckpointSpec.model_fields}
+    own["sampler"] = trained.sampler(preset.sampler)
+    return StudentSpec(**own, base=entry.base or preset.name)

@@ -1,22 +1,33 @@
 """Builds the networks that a method declares.
 
-Own weights, a LoRA on its base, frozen, or a moving average.
+Own weights, or an adapter on the one base that all adapter roles and frozen roles share.
 """
 
 import copy
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 
 import torch
 from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
-from diffusers.models.attention_dispatch import AttentionBackendName
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
+from pipelines.adapters import Lora as LoraWeights
 from pipelines.denoiser import Denoiser
-from trainers.config import AlgorithmConfig, Ema, Frozen, Lora, Role, Trainable
+from pipelines.guidance import add_guidance_embedder, time_embedding
+from trainers.adapters import AdapterSwitch, RoleDenoiser, add_adapter, add_embedder, merge
+from trainers.config import (
+    AlgorithmConfig,
+    Discriminator,
+    Ema,
+    Frozen,
+    GuidedTrainable,
+    Lora,
+    Role,
+    Trainable,
+)
+from trainers.discriminator import DiscriminatorHead
+from trainers.models import Model
 
-CLASSES = {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan}
+MUST_AGREE = ("in_channels", "out_channels", "text_dim", "image_dim")
 
 
 class Autoencoder(nn.Module):
@@ -39,17 +50,37 @@ class Autoencoder(nn.Module):
 
 
 class BuiltRole:
-    """A declared role: `network` is diffusers' own class, `call` is what a method calls."""
+    """A declared role.
 
-    def __init__(self, settings: Role, network: ModelMixin):
-        self.settings, self.network = settings, network
-        is_vae = isinstance(network, AutoencoderKLWan)
-        self.call: nn.Module = Autoencoder(network) if is_vae else Denoiser(network)
+    `network` holds its weights and may be shared, `adapter` names its part of a shared network,
+    `call` is what a method calls, `body` is what is sharded.
+    """
+
+    def __init__(
+        self,
+        settings: Role,
+        network: nn.Module,
+        call: nn.Module,
+        body: nn.Module,
+        adapter: str | None = None,
+    ):
+        self.settings, self.network, self.call, self.body = settings, network, call, body
+        self.adapter = adapter
+
+    @property
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """The role's own parameters by name: of a shared network only its adapter."""
+        named = dict(self.network.named_parameters())
+        if self.adapter is None:
+            return named
+        return {name: p for name, p in named.items() if f".{self.adapter}." in name}
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters an optimizer moves, by name."""
-        return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
+        if not isinstance(self.settings, Trainable):
+            return {}
+        return {name: p for name, p in self.own_parameters.items() if p.requires_grad}
 
     @property
     def blocks(self) -> Iterable[nn.Module]:
@@ -57,90 +88,178 @@ class BuiltRole:
         return self.network.blocks if isinstance(self.network, WanTransformer3DModel) else ()
 
 
-def load_base(folder: Path, component: str) -> nn.Module:
-    """One component of a diffusers model folder, in fp32."""
-    network: nn.Module = CLASSES[component].from_pretrained(folder, subfolder=component)
-    return network.float()
-
-
-def build_roles(config: AlgorithmConfig, base: nn.Module) -> dict[str, BuiltRole]:
+def build_roles(config: AlgorithmConfig, models: Mapping[str, Model]) -> dict[str, BuiltRole]:
     """The networks of all declared roles, in fp32.
 
-    The base itself is handed to the first role that keeps it frozen.
+    `models` holds the run's own under "" and every other model that a role names. Full copies are
+    taken before any adapter goes into the base. ValueError names the role and the field.
     """
-    base.requires_grad_(False)
+    for model in models.values():
+        model.network.requires_grad_(False)
+    switches = {
+        name: AdapterSwitch(model.network)
+        for name, model in models.items()
+        if isinstance(model.network, WanTransformer3DModel)
+    }
     built: dict[str, BuiltRole] = {}
-    for name, settings in config.roles().items():
-        if isinstance(settings, Frozen):
-            built[name] = BuiltRole(settings, base)
-        elif isinstance(settings, Trainable):
-            network = copy.deepcopy(base)
-            if settings.lora is None:
-                network.requires_grad_(True)
-            else:
-                _add_lora(network, settings.lora, field=f"algorithm.{name}.lora")
-            built[name] = BuiltRole(settings, network.train())
+    declared = config.roles()
+    for name, settings in declared.items():
+        try:
+            if _owns_weights(settings, declared):
+                built[name] = _own_weights(settings, models, built)
+        except ValueError as error:
+            raise ValueError(f"algorithm.{name}.{error}") from error
+    for name, settings in declared.items():
+        try:
+            if name not in built:
+                built[name] = _on_shared_base(name, settings, models, switches, built)
+        except ValueError as error:
+            raise ValueError(f"algorithm.{name}.{error}") from error
+    for switch in switches.values():
+        switch.ready()
+    return {name: built[name] for name in declared}
+
+
+def _owns_weights(settings: Role, declared: Mapping[str, Role]) -> bool:
+    if isinstance(settings, Ema):
+        of = declared.get(settings.of)
+        if not isinstance(of, Trainable):
+            raise ValueError(f"of: there is no trained role {settings.of!r}")
+        return of.lora is None
+    return isinstance(settings, Trainable) and settings.lora is None
+
+
+def _own_weights(
+    settings: Role, models: Mapping[str, Model], built: Mapping[str, BuiltRole]
+) -> BuiltRole:
+    """A full copy of the run's model, or of the role that is averaged."""
+    if isinstance(settings, Discriminator):
+        return _discriminator(settings, models)
+    if isinstance(settings, Ema):
+        if settings.of not in built:
+            raise ValueError(f"of: {settings.of!r} must be declared first")
+        network = copy.deepcopy(built[settings.of].network).requires_grad_(False)
+    else:
+        assert isinstance(settings, Trainable)
+        model = _start(settings, models)
+        network = copy.deepcopy(model.network)
+        if model.lora is not None:
+            merge(network, model.lora)
+        if isinstance(settings, GuidedTrainable) and time_embedding(network) is None:
+            add_guidance_embedder(network)
+        network.requires_grad_(True).train()
+    if isinstance(network, AutoencoderKLWan):
+        call = Autoencoder(network)
+        return BuiltRole(settings, network, call, call)
+    return BuiltRole(settings, network, Denoiser(network), network)
+
+
+def _on_shared_base(
+    name: str,
+    settings: Role,
+    models: Mapping[str, Model],
+    switches: Mapping[str, AdapterSwitch],
+    built: Mapping[str, BuiltRole],
+) -> BuiltRole:
+    """The run's base or another model as it is, or an adapter on the run's base."""
+    which = settings.model or "" if isinstance(settings, Frozen) else ""
+    model = models[which]
+    _require_agreement(model.network, models[""].network)
+    if not isinstance(model.network, WanTransformer3DModel):
+        return BuiltRole(settings, model.network, model.network, model.network)
+    transformer, switch = model.network, switches[which]
+    adapter: str | None = name
+    if isinstance(settings, Frozen):
+        if model.lora is None:
+            adapter = None
         else:
-            if settings.of not in built:
-                raise ValueError(
-                    f"algorithm.{name}.of: there is no trained role {settings.of!r} above it"
-                )
-            average = copy.deepcopy(built[settings.of].network).requires_grad_(False)
-            built[name] = BuiltRole(settings, average)
-    return built
+            add_adapter(transformer, name, _room_for(model.lora), model.lora)
+    elif isinstance(settings, Ema):
+        add_adapter(transformer, name, *_like(built[settings.of]))
+    else:
+        assert settings.lora is not None
+        add_adapter(transformer, name, settings.lora, _start(settings, models).lora)
+        if isinstance(settings, GuidedTrainable):
+            add_embedder(transformer, name)
+    call = RoleDenoiser(transformer, switch, adapter)
+    role = BuiltRole(settings, transformer, call, transformer, adapter)
+    for parameter in role.own_parameters.values() if adapter is not None else ():
+        parameter.requires_grad_(isinstance(settings, Trainable))
+    return role
 
 
-def tune_compute(
-    roles: Iterable[BuiltRole], attention_backend: str | None, compile_blocks: bool
-) -> None:
-    """Sets how transformers compute; ValueError for a backend that diffusers does not know.
-
-    Only trained networks are compiled: the others run too seldom to earn it back.
-    """
-    known = [name.value for name in AttentionBackendName]
-    if attention_backend is not None and attention_backend not in known:
-        raise ValueError(f"attention_backend: choose one of {', '.join(known)}")
-    for role in roles:
-        if not isinstance(role.network, WanTransformer3DModel):
-            if attention_backend is not None or compile_blocks:
-                raise ValueError("attention_backend, compile_blocks: only transformers have them")
-            continue
-        if attention_backend is not None:
-            role.network.set_attention_backend(attention_backend)
-        if compile_blocks and role.trained:
-            for block in role.blocks:
-                block.compile()
+def _start(settings: Trainable, models: Mapping[str, Model]) -> Model:
+    """What a trained role starts as: the run's model, or the student it names."""
+    return models[settings.start_from or ""]
 
 
-def _add_lora(network: nn.Module, lora: Lora, field: str) -> None:
-    """Injects trainable low-rank layers; ValueError where no layer has one of the names."""
-    names = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
-    unmatched = [
-        target
-        for target in lora.targets
-        if not any(name == target or name.endswith(f".{target}") for name in names)
-    ]
-    if unmatched:
-        raise ValueError(f"{field}.targets: no linear layer of the model is named {unmatched[0]!r}")
-    peft_config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), bias="none"
-    )
-    inject_adapter_in_model(peft_config, network, adapter_name="default")
+def _room_for(lora: LoraWeights) -> Lora:
+    """Settings of an adapter that holds a LoRA exactly."""
+    rank = max(down.shape[0] for down in lora.down.values())
+    return Lora(rank=rank, alpha=rank, targets=tuple(lora.down))
+
+
+def _like(role: BuiltRole) -> tuple[Lora, LoraWeights]:
+    """The settings and weights of an adapter, for a moving average that starts as its copy."""
+    assert isinstance(role.settings, Trainable)
+    assert role.settings.lora is not None
+    return role.settings.lora, adapter_weights(role)
+
+
+def adapter_weights(role: BuiltRole) -> LoraWeights:
+    """A role's adapter in the form of a LoRA file."""
+    assert isinstance(role.settings, Trainable)
+    assert role.settings.lora is not None
+    parts: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
+    guidance = {}
+    for name, parameter in role.own_parameters.items():
+        layer, _, rest = name.partition(".lora_")
+        if rest:
+            parts[f"lora_{rest[0]}"][layer] = parameter.detach().clone()
+        else:
+            guidance[name.replace(f".{role.adapter}.", ".")] = parameter.detach().clone()
+    alphas = dict.fromkeys(parts["lora_A"], role.settings.lora.alpha)
+    return LoraWeights(parts["lora_A"], parts["lora_B"], alphas, guidance)
+
+
+def _discriminator(settings: Discriminator, models: Mapping[str, Model]) -> BuiltRole:
+    """A head of its own; the method feeds it with another role's features."""
+    transformer = models[""].network
+    assert isinstance(transformer, WanTransformer3DModel)
+    dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    head = DiscriminatorHead(dim)
+    return BuiltRole(settings, head, head, head)
+
+
+def _require_agreement(network: ModelMixin, own: ModelMixin) -> None:
+    """ValueError where two networks do not read and write the same latents and prompts."""
+    for field in MUST_AGREE if isinstance(own, WanTransformer3DModel) else ():
+        if network.config[field] != own.config[field]:
+            raise ValueError(
+                f"model: its {field} is {network.config[field]} and the student's is "
+                f"{own.config[field]}; choose a teacher for the same latents and text encoder"
+            )
 
 
 @torch.no_grad()
-def update_ema(average: BuiltRole, of: BuiltRole) -> None:
-    """average <- decay * average + (1 - decay) * of, over the parameters that are trained."""
-    assert isinstance(average.settings, Ema)
+def follow(average: BuiltRole, of: BuiltRole, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * of, over the parameters that are trained.
+
+    The two roles name them alike, but for the name of an adapter.
+    """
     parameters = dict(average.network.named_parameters())
     for name, parameter in of.trained.items():
-        parameters[name].lerp_(parameter, 1 - average.settings.decay)
+        own = name.replace(f".{of.adapter}.", f".{average.adapter}.") if of.adapter else name
+        parameters[own].lerp_(parameter, 1 - decay)
 
 
-def trained_state(role: BuiltRole, roles: dict[str, BuiltRole]) -> dict[str, Tensor]:
+def trained_state(role: BuiltRole, roles: Mapping[str, BuiltRole]) -> dict[str, Tensor]:
     """The tensors a checkpoint must hold for this role: none for a frozen one."""
     if isinstance(role.settings, Frozen):
         return {}
+    if role.adapter is not None:
+        return {name: parameter.data for name, parameter in role.own_parameters.items()}
     source = roles[role.settings.of] if isinstance(role.settings, Ema) else role
+    assert isinstance(source.settings, Trainable)
     parameters = dict(role.network.named_parameters())
     return {name: parameters[name].data for name in source.trained}

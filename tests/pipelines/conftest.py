@@ -112,6 +112,18 @@ def lora_tensors(seed: int, rank: int = 4, dim: int = 32) -> dict[str, Tensor]:
     return tensors
 
 
+def guidance_tensors(seed: int) -> dict[str, Tensor]:
+    """A guidance embedder for `mini`, by the names that files have."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"linear_1.weight": (32, 32), "linear_2.weight": (32, 32)}
+    shapes |= {"linear_1.bias": (32,), "linear_2.bias": (32,)}
+    prefix = "condition_embedder.time_embedder.guidance_embedder"
+    return {
+        f"{prefix}.{name}": torch.randn(shape, generator=generator) / 4
+        for name, shape in shapes.items()
+    }
+
+
 @pytest.fixture
 def lora_file(tmp_path: Path) -> Path:
     """A LoRA without a stored alpha."""

@@ -24,7 +24,7 @@ def own_models(models_dir: Path, tmp_path: Path) -> Path:
 
 def test_the_presets_come_first_and_tiny_wan_is_here() -> None:
     entries = Registry().models()
-    assert list(entries) == ["tiny-wan", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b"]
+    assert list(entries)[:3] == ["tiny-wan", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b"]
     tiny = entries["tiny-wan"]
     assert tiny.missing is None
     assert tiny.folder is not None
@@ -58,7 +58,7 @@ def test_the_hubs_own_cache_layout_is_found(own_models: Path) -> None:
     (own_models / "mini").rename(snapshots / "abc")
     entries = Registry([own_models]).models()
     assert entries["wan2.1-t2v-1.3b"].missing is None
-    assert len(entries) == 3
+    assert not any("snapshots" in name for name in entries)
 
 
 def test_a_scanned_folder_brings_its_own_sampler(own_models: Path) -> None:

@@ -1,131 +1,175 @@
-"""Measures a model of the shapes world: how prompts are obeyed, how the autoencoder keeps clips.
+"""Measures models of the shapes world: students beside their teacher, prompts, the autoencoder.
 
+    python -m trainers.worlds.evaluate students tiny-dmd4 tiny-cfg --out runs/evaluation.json
+    python -m trainers.worlds.evaluate sizes tiny-dmd4 --sizes 64x64 96x96 --frames 17 33
+    python -m trainers.worlds.evaluate guidance tiny-cfg --scales 1 2 3 4 5 6 7 8
     python -m trainers.worlds.evaluate prompts --model tiny-wan
     python -m trainers.worlds.evaluate autoencoder --model tiny-wan
 
-Prompt accuracy is the share of clips in which all five slots hold, slot accuracy the share of
-slots.
+The first three print a markdown table and write every figure to --out. What the columns mean is
+said in `measure`, `features` and `adherence`; seconds are those of a clip in a batch of a seed's.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
-import torch
-
-from pipelines.denoiser import Denoiser
-from pipelines.generate import sample_video
-from pipelines.loading import Components, load_components
+from pipelines.generate import ModelCache
+from pipelines.loading import load_components
+from pipelines.overrides import Overrides
 from pipelines.recipe import Recipe
 from pipelines.registry import Registry
-from trainers.worlds.shapes import SLOTS, Caption, all_captions, render
-from trainers.worlds.shapes_checker import observe
+from trainers.worlds import report
+from trainers.worlds.measure import evaluate_autoencoder, judge, summarise
 
 MIN_PASSING = 0.98  # below this the autoencoder loses what no transformer can mend
 MIN_PSNR_DB = 30.0
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """One generated clip: what was asked, and which slots hold."""
-
-    caption: Caption
-    matches: dict[str, bool]
-
-
-def judge(recipes: Sequence[Recipe], components: Components) -> list[Verdict]:
-    """Generates every recipe and reads the slots out of the frames."""
-    verdicts = []
-    for recipe in recipes:
-        video = sample_video(recipe, components, Denoiser(components.transformer))
-        caption = Caption.parse(recipe.prompt)
-        observation = observe(video[0].permute(0, 2, 3, 1).cpu().numpy())
-        verdicts.append(Verdict(caption, observation.matches(caption)))
-    return verdicts
-
-
-def summarise(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """Prompt and slot accuracy, over all clips and over seen and held-out triples apart."""
-
-    def accuracy(chosen: Sequence[Verdict]) -> float:
-        return float(np.mean([all(v.matches.values()) for v in chosen])) if chosen else float("nan")
-
-    summary = {
-        "num_clips": len(verdicts),
-        "prompt_accuracy": accuracy(verdicts),
-        "prompt_accuracy_seen": accuracy([v for v in verdicts if not v.caption.held_out]),
-        "prompt_accuracy_held_out": accuracy([v for v in verdicts if v.caption.held_out]),
-    }
-    for slot in SLOTS:
-        summary[f"slot_accuracy_{slot}"] = float(np.mean([v.matches[slot] for v in verdicts]))
-    return {name: round(figure, 4) for name, figure in summary.items()}
-
-
-def evaluate_autoencoder(components: Components, num_clips: int = 200) -> dict[str, float]:
-    """PSNR in dB and the share of reconstructed clips that pass the checker."""
-    captions = all_captions()
-    psnr, passing = [], []
-    for seed in range(num_clips):
-        caption = captions[seed * 13 % len(captions)]
-        clip = render(caption, 10_000_000 + seed)  # training draws its seeds below 2^31 at random
-        video = torch.from_numpy(clip).permute(0, 3, 1, 2)[None]
-        decoded = components.decode(components.encode(video))[0].permute(0, 2, 3, 1).numpy()
-        psnr.append(-10 * np.log10(np.mean((decoded - clip) ** 2)))
-        passing.append(all(observe(decoded).matches(caption).values()))
-    return {
-        "num_clips": num_clips,
-        "psnr_db": round(float(np.mean(psnr)), 2),
-        "passing": round(float(np.mean(passing)), 4),
-    }
-
-
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """The command line; exits 1 where the autoencoder misses its bounds, 2 on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m trainers.worlds.evaluate")
-    commands = parser.add_subparsers(dest="command", required=True)
-    prompts = commands.add_parser("prompts", help="how well prompts are obeyed")
-    prompts.add_argument("--prompts", default="shapes_test", help="a file of presets/prompts/")
-    prompts.add_argument("--seeds", type=int, nargs="+", default=[0])
-    prompts.add_argument("--steps", type=int)
-    prompts.add_argument("--guidance", type=float)
-    prompts.add_argument("--shift", type=float)
-    for command in (prompts, commands.add_parser("autoencoder", help="reconstruction quality")):
-        command.add_argument("--model", default="tiny-wan")
-    options = parser.parse_args()
-    registry = Registry()
+    options = _parser().parse_args(arguments)
     try:
-        entry = registry.entry(options.model)
-        if entry.folder is None:
-            raise ValueError(f"model: {entry.missing}")
-        components = load_components(entry.folder, entry.preset.text_length, "cpu")
-        if options.command == "autoencoder":
-            figures = evaluate_autoencoder(components)
-        else:
-            figures = summarise(judge(_recipes(registry, options), components))
+        code: int = options.run(options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(figures, indent=2))
-    too_poor = figures.get("passing", 1) < MIN_PASSING or figures.get("psnr_db", 99) < MIN_PSNR_DB
-    return int(too_poor)
+    return code
 
 
-def _recipes(registry: Registry, options: argparse.Namespace) -> list[Recipe]:
-    return [
-        registry.recipe(
-            options.model,
-            prompt,
-            seed=seed,
-            steps=options.steps,
-            guidance_scale=options.guidance,
-            flow_shift=options.shift,
-        )
-        for seed in options.seeds
-        for prompt in registry.prompts(options.prompts)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trainers.worlds.evaluate")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    captions = _captions([0, 1, 2, 3])
+    sampling = argparse.ArgumentParser(add_help=False)
+    sampling.add_argument("--steps", type=int)
+    sampling.add_argument("--guidance", type=float)
+    sampling.add_argument("--shift", type=float)
+
+    students = commands.add_parser(
+        "students", parents=[captions, sampling], help="students beside their teacher"
+    )
+    students.set_defaults(run=_students)
+    students.add_argument("names", nargs="*", metavar="NAME")
+    students.add_argument("--out", type=Path, default=Path("runs/evaluation.json"))
+
+    sizes = commands.add_parser(
+        "sizes", parents=[captions, sampling], help="the shift report: sizes it was not trained on"
+    )
+    sizes.set_defaults(run=_sizes)
+    sizes.add_argument("name", metavar="NAME")
+    sizes.add_argument("--sizes", nargs="+", default=["64x64", "96x96"], metavar="WxH")
+    sizes.add_argument("--frames", type=int, nargs="+", default=[17, 33], help="4n+1 each")
+    sizes.add_argument("--out", type=Path, default=Path("runs/sizes.json"))
+
+    guidance = commands.add_parser("guidance", parents=[captions], help="over guidance scales")
+    guidance.set_defaults(run=_guidance)
+    guidance.add_argument("name", metavar="NAME")
+    guidance.add_argument("--scales", type=float, nargs="+", default=[1, 2, 3, 4, 5, 6, 7, 8])
+    guidance.add_argument("--out", type=Path, default=Path("runs/guidance.json"))
+
+    prompts = commands.add_parser(
+        "prompts", parents=[_captions([0]), sampling], help="how well prompts are obeyed"
+    )
+    prompts.set_defaults(run=_prompts)
+    autoencoder = commands.add_parser("autoencoder", help="reconstruction quality")
+    autoencoder.set_defaults(run=_autoencoder)
+    for command in (prompts, autoencoder):
+        command.add_argument("--model", default="tiny-wan")
+    return parser
+
+
+def _captions(seeds: list[int]) -> argparse.ArgumentParser:
+    """The options that say which clips; `seeds` is their default."""
+    captions = argparse.ArgumentParser(add_help=False)
+    captions.add_argument("--prompts", default="shapes_test", help="a file of presets/prompts/")
+    captions.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    return captions
+
+
+def _students(options: argparse.Namespace) -> int:
+    models = ModelCache(Registry(), "cpu")
+    teacher = _recipes(models, report.TEACHER, options, report.TEACHER_SAMPLING)
+    students = {n: _recipes(models, n, options, _sampling(options)) for n in options.names}
+    rows = report.student_rows(models, teacher, students, _cache(options))
+    return _finish(rows, report.STUDENT_COLUMNS, options)
+
+
+def _sizes(options: argparse.Namespace) -> int:
+    models = ModelCache(Registry(), "cpu")
+    rounds = []
+    for text in options.sizes:
+        width, height = _size(text)
+        for num_frames in options.frames:
+            size: Overrides = {"width": width, "height": height, "num_frames": num_frames}
+            teacher = _recipes(models, report.TEACHER, options, report.TEACHER_SAMPLING | size)
+            student = _recipes(models, options.name, options, _sampling(options) | size)
+            rounds.append((teacher, student))
+    rows = report.size_rows(models, rounds, _cache(options))
+    return _finish(rows, report.SIZE_COLUMNS, options)
+
+
+def _guidance(options: argparse.Namespace) -> int:
+    models = ModelCache(Registry(), "cpu")
+    sweep = [
+        _recipes(models, options.name, options, {"guidance_scale": scale})
+        for scale in options.scales
     ]
+    scorer = models.registry.recipe(report.TEACHER, "")
+    rows = report.guidance_rows(models, scorer, sweep)
+    return _finish(rows, report.GUIDANCE_COLUMNS, options)
+
+
+def _prompts(options: argparse.Namespace) -> int:
+    models = ModelCache(Registry(), "cpu")
+    recipes = _recipes(models, options.model, options, _sampling(options))
+    print(json.dumps(summarise(judge(recipes, models)), indent=2))
+    return 0
+
+
+def _autoencoder(options: argparse.Namespace) -> int:
+    entry = Registry().entry(options.model)
+    if entry.folder is None:
+        raise ValueError(f"model: {entry.missing}")
+    components = load_components(entry.folder, entry.preset.text_length, "cpu")
+    figures = evaluate_autoencoder(components)
+    print(json.dumps(figures, indent=2))
+    return int(figures["passing"] < MIN_PASSING or figures["psnr_db"] < MIN_PSNR_DB)
+
+
+def _recipes(
+    models: ModelCache, model: str, options: argparse.Namespace, overrides: Overrides
+) -> list[Recipe]:
+    prompts = models.registry.prompts(options.prompts)
+    return report.clip_recipes(models.registry, model, prompts, options.seeds, overrides)
+
+
+def _sampling(options: argparse.Namespace) -> Overrides:
+    return {
+        "steps": options.steps,
+        "guidance_scale": options.guidance,
+        "flow_shift": options.shift,
+    }
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, separator, height = text.partition("x")
+    if not (separator and width.isdecimal() and height.isdecimal()):
+        raise ValueError(f"sizes holds {text!r} but must list WIDTHxHEIGHT, for example 96x96")
+    return int(width), int(height)
+
+
+def _cache(options: argparse.Namespace) -> Path:
+    """Where the teacher's clips are kept: beside the results, for all commands."""
+    folder: Path = options.out.parent / "evaluation"
+    return folder
+
+
+def _finish(rows: list[report.Row], columns: report.Columns, options: argparse.Namespace) -> int:
+    report.write_json(rows, options.out)
+    print(report.markdown(rows, columns))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,245 @@
+"""Distribution matching distillation: the student's videos become as likely as the teacher's.
+
+Yin et al. 2024, "Improved Distribution Matching Distillation" (DMD2, arXiv:2405.14867), on flow
+matching, with the data-free rollout of Self-Forcing (arXiv:2506.08009). One student update:
+
+    x       = the student's rollout                                  trainers/rollout.py
+    x_s     = (1 - s) x + s noise          ONE noisy sample for both networks
+    delta   = d_critic(x_s) - d_teacher(x_s)                         DMD eq. 7
+    scale   = mean over all axes but the batch | x - d_teacher(x_s) |   DMD eq. 8
+    loss    = 1/2 mean || x - sg(x - delta / scale) ||^2             d loss / d x = delta / scale
+
+The critic models the student's distribution by flow matching on fresh rollouts, one update every
+step; the student moves every `student_every` steps (DMD2 section 4.2). s is uniform, shifted, and
+kept within [min_sigma, max_sigma]. Where critic and teacher agree the gradient is zero.
+
+Options: a discriminator on the teacher's features (DMD2 section 4.3; needs data), `reward_weight`
+(Re-DMD), `critic.pull` (IDA), `decoupled_guidance` (Decoupled DMD). `normaliser: column` and
+`shared_noise: false` are the two flaws of DMD2_wanx, to show what they cost.
+Left out: the regression loss of the first DMD; the critic's classifier head of DMD2, which the
+teacher's features replace, so that the critic has one task.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, Self, cast
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from pipelines.denoiser import Denoiser, guided_velocity
+from pipelines.flow import add_noise, denoised_from_velocity, shift_sigmas
+from pipelines.recipe import SamplerSpec, Strict
+from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
+from trainers.config import AlgorithmConfig, Discriminator, Ema, Frozen, Trainable
+from trainers.losses import (
+    column_scale,
+    discriminator_loss,
+    distribution_matching,
+    flow_matching,
+    generator_loss,
+    sample_scale,
+)
+from trainers.rollout import exit_step, from_data, simulate
+
+FOUR_STEPS = SamplerSpec(
+    name="lcm",
+    num_inference_steps=4,
+    sigmas=(1.0, 0.75, 0.5, 0.25),
+    flow_shift=5.0,
+    guidance_mode="off",
+    guidance_scale=1.0,
+)
+
+
+class DecoupledGuidance(Strict):
+    """Noise levels of the guidance part alone (arXiv:2511.22677): high ones shape the layout."""
+
+    min_sigma: float = Field(0.5, ge=0, le=1)
+    max_sigma: float = Field(0.98, ge=0, le=1)
+
+
+class Config(AlgorithmConfig):
+    """Settings of DMD2."""
+
+    student: Trainable = Trainable(learning_rate=2e-6, betas=(0, 0.999))
+    teacher: Frozen = Frozen()
+    critic: Trainable = Trainable(learning_rate=4e-7, betas=(0, 0.999))
+    discriminator: Discriminator | None = None
+    ema: Ema | None = Field(None, description="Sample and export a moving average of the student.")
+    sampler: SamplerSpec = Field(
+        FOUR_STEPS,
+        description="The student's own: lcm adds new noise between steps, euler does not. Levels in "
+        "`sigmas` are warped by flow_shift; flow_shift 1 takes them as they are.",
+    )
+    rollout: Literal["simulate", "data"] = Field(
+        "simulate",
+        description="simulate: from noise, needs prompts only. data: from noised videos.",
+    )
+    guidance_scale: float = Field(5.0, ge=1, le=30, description="Of the teacher, standard form.")
+    student_every: int = Field(5, ge=1, description="Critic updates for one of the student.")
+    score_shift: float = Field(5.0, gt=0, description="Shift of the noise levels of the scores.")
+    min_sigma: float = Field(0.02, ge=0, lt=1)
+    max_sigma: float = Field(0.98, gt=0, le=1)
+    discriminator_weight: float = Field(0.03, ge=0, description="Of the GAN term, student's side.")
+    reward_weight: float = Field(
+        0.0, ge=0, description="beta: samples count exp(beta * reward); 0 asks for no reward."
+    )
+    decoupled_guidance: DecoupledGuidance | None = None
+    normaliser: Literal["sample", "column"] = "sample"
+    shared_noise: bool = Field(True, description="Critic and teacher see the same noisy sample.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.rollout == "simulate" and self.sampler.name == "unipc":
+            raise ValueError("sampler.name is unipc but a simulated rollout is lcm or euler")
+        if self.discriminator is not None and self.rollout != "data":
+            raise ValueError("discriminator needs encoded videos; set rollout to data")
+        if self.sampler.guidance_mode == "two_pass":
+            raise ValueError(
+                "sampler.guidance_mode: a student runs without; choose off or embedded"
+            )
+        return self
+
+
+class Method(Algorithm[Config]):
+    """Student, critic and teacher, in the notation of the module's docstring."""
+
+    Config = Config
+
+    def sampler(self, own: SamplerSpec) -> SamplerSpec:
+        """The sampler the rollout simulates."""
+        return self.config.sampler
+
+    def updates(self, step: int) -> Iterator[Update]:
+        """The student every few steps, then the networks that keep up with it."""
+        if step % self.config.student_every == 0:
+            yield Update("student", self.student_loss)
+        yield Update("critic", self.critic_loss)
+        if self.config.discriminator is not None:
+            yield Update("discriminator", self.discriminator_loss)
+
+    # ---------------------------------------------------------------- losses
+
+    def student_loss(self, batch: Batch, rng: Rng) -> Loss:
+        """The distribution matching loss, and the GAN term where there is one."""
+        latents = self._rollout(batch, rng)
+        with torch.no_grad():
+            gradient = self._gradient(latents.detach(), batch, rng)
+            weight = self._reward_weight(latents.detach(), batch)
+        loss = distribution_matching(latents, gradient, weight)
+        metrics = {"gradient_size": gradient.abs().mean()}
+        if self.config.discriminator is not None:
+            fooled = generator_loss(self._logits(latents, batch, rng))
+            metrics["generator_loss"] = fooled.detach()
+            loss = loss + self.config.discriminator_weight * fooled
+        return Loss(loss, metrics)
+
+    def critic_loss(self, batch: Batch, rng: Rng) -> Loss:
+        """Flow matching on what the student makes now, with its own noise level and noise."""
+        critic = cast(Denoiser, self.roles["critic"])
+        with torch.no_grad():
+            latents = self._rollout(batch, rng)
+        sigma, noise = self._score_sigma(latents, rng), rng.randn_like(latents)
+        velocity = critic.velocity(
+            add_noise(latents, noise, sigma),
+            sigma,
+            batch.require("prompt_embeds"),
+            self._critic_guidance(sigma),
+        )
+        return Loss(flow_matching(velocity, latents, noise))
+
+    def discriminator_loss(self, batch: Batch, rng: Rng) -> Loss:
+        """Encoded videos against the student's, both noised to the same level."""
+        with torch.no_grad():
+            latents = self._rollout(batch, rng)
+        data_logits = self._logits(batch.require("latents").float(), batch, rng)
+        return Loss(discriminator_loss(data_logits, self._logits(latents, batch, rng)))
+
+    # ---------------------------------------------------------------- their parts
+
+    def _rollout(self, batch: Batch, rng: Rng) -> Tensor:
+        """The student's denoised latents at a random one of its steps. [B, C, F, H, W]."""
+        student = cast(Denoiser, self.roles["student"])
+        prompt_embeds, sampler = batch.require("prompt_embeds"), self.config.sampler
+        embedded = sampler.guidance_mode == "embedded"
+
+        def denoise(noisy_latents: Tensor, sigma: Tensor) -> Tensor:
+            scale = torch.full_like(sigma, sampler.guidance_scale) if embedded else None
+            return student(noisy_latents, sigma, prompt_embeds, scale)
+
+        last_step = exit_step(sampler, rng)
+        if self.config.rollout == "data":
+            return from_data(denoise, sampler, batch.require("latents").float(), last_step, rng)
+        shape = (prompt_embeds.shape[0], *batch.latent_shape)
+        noise = rng.randn(shape, prompt_embeds.device)
+        return simulate(denoise, sampler, noise, last_step, rng)
+
+    def _gradient(self, latents: Tensor, batch: Batch, rng: Rng) -> Tensor:
+        """delta / scale of the docstring. [B, C, F, H, W]."""
+        critic = cast(Denoiser, self.roles["critic"])
+        sigma, noise = self._score_sigma(latents, rng), rng.randn_like(latents)
+        noisy = add_noise(latents, noise, sigma)
+        teacher_denoised = self._teacher(noisy, sigma, batch)
+        if not self.config.shared_noise:
+            noisy = add_noise(latents, rng.randn_like(latents), sigma)
+        scale = self._critic_guidance(sigma)
+        critic_denoised = critic(noisy, sigma, batch.require("prompt_embeds"), scale)
+        delta = critic_denoised - teacher_denoised
+        normaliser = sample_scale if self.config.normaliser == "sample" else column_scale
+        if self.config.decoupled_guidance is not None:
+            delta = delta - self._guidance_part(latents, batch, rng)
+        return (delta / normaliser(latents, teacher_denoised)).nan_to_num()
+
+    def _teacher(self, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+        """The guided teacher's denoised latents; without guidance where that is a part of its own."""
+        teacher = cast(Denoiser, self.roles["teacher"])
+        decoupled = self.config.decoupled_guidance is not None
+        scale = torch.full_like(sigma, 1.0 if decoupled else self.config.guidance_scale)
+        prompt_embeds, negative = (
+            batch.require("prompt_embeds"),
+            batch.require("negative_prompt_embeds"),
+        )
+        velocity = guided_velocity(teacher, noisy, sigma, prompt_embeds, negative, scale)
+        return denoised_from_velocity(noisy, velocity, sigma)
+
+    def _guidance_part(self, latents: Tensor, batch: Batch, rng: Rng) -> Tensor:
+        """(g - 1) * (d_teacher(prompt) - d_teacher(negative)) at noise levels of its own."""
+        teacher, part = cast(Denoiser, self.roles["teacher"]), self.config.decoupled_guidance
+        assert part is not None
+        sigma = rng.uniform(latents.shape[0], part.min_sigma, part.max_sigma, latents.device)
+        noisy = add_noise(latents, rng.randn_like(latents), sigma)
+        prompt_embeds = batch.require("prompt_embeds")
+        negative = batch.require("negative_prompt_embeds").expand_as(prompt_embeds)
+        pull = teacher(noisy, sigma, prompt_embeds) - teacher(noisy, sigma, negative)
+        return (self.config.guidance_scale - 1) * pull
+
+    def _score_sigma(self, latents: Tensor, rng: Rng) -> Tensor:
+        """Noise levels at which teacher and critic are compared. [B]."""
+        sigma = shift_sigmas(rng.rand(latents.shape[0], latents.device), self.config.score_shift)
+        return sigma.clamp(self.config.min_sigma, self.config.max_sigma)
+
+    def _critic_guidance(self, sigma: Tensor) -> Tensor | None:
+        """A critic that started from a guidance-distilled model keeps being asked at one scale."""
+        critic = cast(Denoiser, self.roles["critic"])
+        return (
+            torch.full_like(sigma, self.config.guidance_scale) if critic.embeds_guidance else None
+        )
+
+    def _logits(self, latents: Tensor, batch: Batch, rng: Rng) -> Tensor:
+        """What the discriminator says about latents at a random noise level. [B]."""
+        teacher, discriminator = cast(Denoiser, self.roles["teacher"]), self.roles["discriminator"]
+        sigma = self._score_sigma(latents, rng)
+        noisy = add_noise(latents, rng.randn_like(latents), sigma)
+        logits: Tensor = discriminator(
+            teacher.features(noisy, sigma, batch.require("prompt_embeds"))
+        )
+        return logits
+
+    def _reward_weight(self, latents: Tensor, batch: Batch) -> Tensor | None:
+        """exp(beta * reward) for each sample, without a gradient. [B]."""
+        if self.config.reward_weight == 0:
+            return None
+        if self.score is None:
+            raise ValueError("algorithm.reward_weight: there is no reward; name one in `reward`")
+        return torch.exp(self.config.reward_weight * self.score(latents, batch.prompts))

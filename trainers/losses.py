@@ -1,0 +1,70 @@
+"""Losses as pure functions, each with its equation. All arithmetic is fp32.
+
+Shapes are those of latents, [B, C, F, H, W], unless a docstring says otherwise.
+"""
+
+from torch import Tensor
+from torch.nn import functional
+
+from pipelines.flow import expand_sigma
+
+HUBER_C = 1e-3
+
+
+def pseudo_huber(prediction: Tensor, target: Tensor, c: float = HUBER_C) -> Tensor:
+    """mean( sqrt(d^2 + c^2) - c ), d = prediction - target: near 0 a square, far away |d|."""
+    difference = prediction.float() - target.float()
+    return ((difference.square() + c * c).sqrt() - c).mean()
+
+
+def flow_matching(velocity: Tensor, latents: Tensor, noise: Tensor) -> Tensor:
+    """mean || velocity - (noise - latents) ||^2 (Lipman et al. 2023, eq. 14)."""
+    return (velocity.float() - (noise - latents).float()).square().mean()
+
+
+def sample_scale(latents: Tensor, teacher_denoised: Tensor) -> Tensor:
+    """DMD's normaliser, eq. 8 of Yin et al. 2023: mean over ALL axes but the batch. [B, 1, 1, ...].
+
+    It makes the gradient's size the same at every noise level.
+    """
+    return _mean_distance(latents, teacher_denoised, tuple(range(1, latents.ndim)))
+
+
+def column_scale(latents: Tensor, teacher_denoised: Tensor) -> Tensor:
+    """The normaliser of DMD2_wanx, kept to show its flaw: every image column has its own scale.
+
+    Written for images [B, C, H, W], it averages axes 1 to 3 of a video. [B, 1, 1, 1, W].
+    """
+    return _mean_distance(latents, teacher_denoised, (1, 2, 3))
+
+
+def _mean_distance(latents: Tensor, teacher_denoised: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return (latents - teacher_denoised).abs().mean(axes, keepdim=True).clamp_min(1e-6)
+
+
+def distribution_matching(
+    latents: Tensor, gradient: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """1/2 mean || x - sg(x - gradient) ||^2, whose derivative by x is gradient / x.numel().
+
+    Yin et al. 2023 (arXiv:2311.18828), eq. 7, in the form of DMD2. weight [B] scales each sample
+    (Reward-Forcing, arXiv:2512.04678, weights by exp(beta * reward)).
+    """
+    target = (latents - gradient).detach()
+    squares = 0.5 * (latents.float() - target.float()).square()
+    return (squares if weight is None else squares * expand_sigma(weight, squares)).mean()
+
+
+def discriminator_loss(data_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """softplus(-D(data)) + softplus(D(student)): non-saturating GAN (DMD2, eq. 4). Logits [B]."""
+    return (functional.softplus(-data_logits) + functional.softplus(student_logits)).mean()
+
+
+def generator_loss(student_logits: Tensor) -> Tensor:
+    """softplus(-D(student)): the student's side of `discriminator_loss`. Logits [B]."""
+    return functional.softplus(-student_logits).mean()
+
+
+def euler_step(noisy_latents: Tensor, velocity: Tensor, sigma: Tensor, target: Tensor) -> Tensor:
+    """One step of the flow's ODE from noise level sigma [B] to target [B]."""
+    return noisy_latents + expand_sigma(target - sigma, noisy_latents) * velocity
