@@ -187,7 +187,8 @@ def _described(entry: ModelEntry) -> dict[str, object]:
 
 
 def _sampler(spec: SamplerSpec) -> str:
-    return f"{spec.name} {spec.num_inference_steps} steps, shift {spec.flow_shift:g}, {spec.guidance_text}"
+    steps = f"{spec.name} {spec.num_inference_steps} steps"
+    return f"{steps}, shift {spec.flow_shift:g}, {spec.guidance_text}"
 
 
 if __name__ == "__main__":

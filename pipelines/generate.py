@@ -18,7 +18,7 @@ from torch import Tensor
 from pipelines.adapters import apply_adapters
 from pipelines.denoiser import Denoiser, GuidedDenoiserCall, check_guidance, guide
 from pipelines.files import atomic_path, joint_fingerprint, weight_bytes
-from pipelines.loading import Components, load_components
+from pipelines.loading import Components, PromptEncoder, VideoCodec, load_components
 from pipelines.recipe import Adapter, Recipe
 from pipelines.registry import Registry
 from pipelines.sampling import draw_noise, sample
@@ -222,24 +222,26 @@ def denoise(recipe: Recipe, model: GuidedDenoiserCall, inputs: Inputs) -> Iterat
         yield latents
 
 
-def sample_video(recipe: Recipe, components: Components, model: GuidedDenoiserCall) -> Tensor:
+def sample_video(
+    recipe: Recipe, prompts: PromptEncoder, codec: VideoCodec, model: GuidedDenoiserCall
+) -> Tensor:
     """The recipe's video from a model in training, [1, F, 3, H, W] fp32 in [0, 1].
 
     `recipe.adapters` is not read: `model` has them already.
     """
     negative = None
     if recipe.sampler.reads_negative_prompt:
-        negative = components.encode_prompt([recipe.negative_prompt])
-    embeds = components.encode_prompt([recipe.prompt])
-    inputs = Inputs(*_seeded_noise(recipe, components), embeds, negative)
+        negative = prompts.encode_prompt([recipe.negative_prompt])
+    embeds = prompts.encode_prompt([recipe.prompt])
+    inputs = Inputs(*_seeded_noise(recipe, codec), embeds, negative)
     *_, latents = denoise(recipe, model, inputs)
-    return components.decode(latents)
+    return codec.decode(latents)
 
 
-def _seeded_noise(recipe: Recipe, components: Components) -> tuple[Tensor, Tensor]:
+def _seeded_noise(recipe: Recipe, codec: VideoCodec) -> tuple[Tensor, Tensor]:
     """The seed's noise [1, C, F, H, W], and the generator's state after it, where LCM goes on."""
     generator = torch.Generator().manual_seed(recipe.seed)
-    noise = draw_noise((1, components.num_latent_channels, *recipe.latent_shape), generator)
+    noise = draw_noise((1, codec.num_latent_channels, *recipe.latent_shape), generator)
     return noise, generator.get_state()
 
 

@@ -22,25 +22,13 @@ from pipelines.guidance import is_guidance_weight, load_guidance_embedder
 
 
 @dataclass
-class Components:
-    """One model in memory. The VAE is fp32, as in Wan's own inference; the rest may be bf16."""
+class PromptEncoder:
+    """What turns prompts into embeddings."""
 
-    transformer: WanTransformer3DModel
-    vae: AutoencoderKLWan
     text_encoder: UMT5EncoderModel
     tokenizer: PreTrainedTokenizerBase
     text_length: int
     text_fingerprint: str  # equal where two models encode prompts alike
-
-    @property
-    def device(self) -> torch.device:
-        """Where everything lies."""
-        return next(self.vae.parameters()).device
-
-    @property
-    def num_latent_channels(self) -> int:
-        """Channels of the latents, 16 for Wan2.1."""
-        return int(self.vae.config.z_dim)
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Tensor:
@@ -54,7 +42,7 @@ class Components:
             max_length=self.text_length,
             truncation=True,
             return_tensors="pt",
-        ).to(self.device)
+        ).to(self.text_encoder.device)
         mask = tokens.attention_mask
         embeds = self.text_encoder(tokens.input_ids, mask).last_hidden_state
         return embeds.masked_fill(mask[..., None] == 0, 0)
@@ -67,6 +55,23 @@ class Components:
         return (
             f"the prompt has {num_tokens} tokens, and the model reads the first {self.text_length}",
         )
+
+
+@dataclass
+class VideoCodec:
+    """What turns video into latents and back."""
+
+    vae: AutoencoderKLWan  # fp32, as in Wan's own inference
+
+    @property
+    def device(self) -> torch.device:
+        """Where the VAE lies."""
+        return next(self.vae.parameters()).device
+
+    @property
+    def num_latent_channels(self) -> int:
+        """Channels of the latents, 16 for Wan2.1."""
+        return int(self.vae.config.z_dim)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -90,6 +95,13 @@ class Components:
         mean = torch.tensor(self.vae.config.latents_mean, device=self.device).view(shape)
         std = torch.tensor(self.vae.config.latents_std, device=self.device).view(shape)
         return mean, std
+
+
+@dataclass
+class Components(PromptEncoder, VideoCodec):
+    """One model in memory, all on one device. Transformer and text encoder may be bf16."""
+
+    transformer: WanTransformer3DModel
 
 
 def pick_device(name: str | None = None) -> str:
@@ -120,18 +132,39 @@ def load_components(
     `transformer` is the folder of a student's own, in place of the one in `folder`. ValueError in
     one sentence for a missing, damaged or foreign file.
     """
-    problem = what_is_missing(folder)
-    if problem:
-        raise ValueError(f"model: {problem}")
     dtype = dtype or best_dtype(device)
+    prompts = load_prompt_encoder(folder, text_length, device, dtype)
     return Components(
+        **vars(prompts),
+        **vars(load_video_codec(folder, device)),
         transformer=load_transformer(transformer or folder / "transformer", dtype, device),
-        vae=_load(AutoencoderKLWan, folder / "vae", torch.float32, device),
+    )
+
+
+def load_prompt_encoder(
+    folder: Path, text_length: int, device: str, dtype: torch.dtype | None = None
+) -> PromptEncoder:
+    """Tokenizer and text encoder alone of a folder that `load_components` reads."""
+    _refuse_incomplete(folder)
+    dtype = dtype or best_dtype(device)
+    return PromptEncoder(
         text_encoder=_load(UMT5EncoderModel, folder / "text_encoder", dtype, device),
         tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         text_length=text_length,
         text_fingerprint=fingerprint(folder / "text_encoder") + fingerprint(folder / "tokenizer"),
     )
+
+
+def load_video_codec(folder: Path, device: str) -> VideoCodec:
+    """The VAE alone of a folder that `load_components` reads."""
+    _refuse_incomplete(folder)
+    return VideoCodec(_load(AutoencoderKLWan, folder / "vae", torch.float32, device))
+
+
+def _refuse_incomplete(folder: Path) -> None:
+    problem = what_is_missing(folder)
+    if problem:
+        raise ValueError(f"model: {problem}")
 
 
 def load_transformer(folder: Path, dtype: torch.dtype, device: str) -> WanTransformer3DModel:

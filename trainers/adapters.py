@@ -5,6 +5,8 @@ that is on. Autograd needs the same one in backward, because activation checkpoi
 forward again; PEFT's own switch also flips `requires_grad`, which silently loses gradients.
 """
 
+import warnings
+
 import torch
 from diffusers import WanTransformer3DModel
 from peft import LoraConfig, inject_adapter_in_model
@@ -28,26 +30,26 @@ class AdapterSwitch:
     def __init__(self, transformer: WanTransformer3DModel):
         self.transformer = transformer
         self.active: str | None = None
-        self.trained: list[nn.Parameter] = []
         self.layers: list[LoraLayer] = []
 
     def ready(self) -> None:
-        """To be called when all adapters are in place: remembers the layers and what trains."""
+        """To be called when all adapters are in place: remembers the layers."""
         self.layers = [m for m in self.transformer.modules() if isinstance(m, LoraLayer)]
-        self.trained = [p for p in self.transformer.parameters() if p.requires_grad]
         self.active = "nothing is on yet"
         self.activate(None)
 
     def activate(self, adapter: str | None) -> None:
-        """Turns `adapter` on; None is the base as it is."""
+        """Turns `adapter` on; None is the base as it is.
+
+        Sets what PEFT's `set_adapter` and `enable_adapters` set, and not `requires_grad`, which they
+        flip too: sharding has replaced the parameters since, and a gradient is yet to come.
+        """
         if adapter == self.active:
             return
         for layer in self.layers:
-            layer.enable_adapters(adapter is not None)
+            layer._disable_adapters = adapter is None
             if adapter is not None:
-                layer.set_adapter(adapter)
-        for parameter in self.trained:
-            parameter.requires_grad_(True)  # both calls above turn it off
+                layer._active_adapter = [adapter]
         embedding = time_embedding(self.transformer)
         if embedding is not None:
             embedding.active = self.guidance_embedder(adapter)
@@ -113,12 +115,16 @@ def add_adapter(
 ) -> None:
     """Injects an adapter that starts equal to `start`, the rest of its rank fresh.
 
-    ValueError naming `lora.rank` or `lora.targets` where `start` does not fit in.
+    ValueError naming `lora.rank` or `lora.targets` where they fit neither the network nor `start`.
     """
+    _require_targets(transformer, lora)
     settings = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), bias="none"
     )
-    inject_adapter_in_model(settings, transformer, adapter_name=name)
+    with warnings.catch_warnings():
+        # PEFT is surprised by a second adapter; here that is the point.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        inject_adapter_in_model(settings, transformer, adapter_name=name)
     if start is None:
         return
     layers = {
@@ -137,6 +143,18 @@ def add_adapter(
         _copy_into(layers[layer], name, start, layer)
     if start.guidance:
         load_guidance_embedder(transformer, start.guidance, name)
+
+
+def _require_targets(transformer: WanTransformer3DModel, lora: Lora) -> None:
+    """ValueError for a target that names no layer: PEFT says so only when all of them do not."""
+    names = [
+        name
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear | LoraLayer)
+    ]
+    for target in lora.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise ValueError(f"lora.targets: no linear layer of the model is named {target!r}")
 
 
 @torch.no_grad()

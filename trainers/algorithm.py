@@ -104,7 +104,7 @@ class Algorithm(ABC, Generic[ConfigT]):
         self.score = score
 
     def sampler(self, own: SamplerSpec) -> SamplerSpec:
-        """How the student is to be sampled, given its model's `own` sampler; goes with the export."""
+        """How the student is to be sampled; `own` is its model's sampler. Goes with the export."""
         return own
 
     @abstractmethod

@@ -6,7 +6,7 @@ each therefore see exactly what one rank sees with two.
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,14 +17,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.loading import load_components
 from pipelines.recipe import TEMPORAL_STRIDE
-from pipelines.registry import ModelEntry, Registry
 from trainers.algorithm import Batch
-from trainers.config import PreparedData, PromptData, ShapesData, Stage, TrainConfig
-from trainers.worlds import shapes
+from trainers.config import TrainConfig
+from trainers.data_settings import Bucket, PreparedData, PromptData, ShapesData, Stage
+from trainers.models import Codecs
+from trainers.order import BucketOrder, stream_seed
+from trainers.worlds.shapes import render, training_captions
 
 INDEX = "index.json"
+VERSION = 2  # 1 had no shapes: they are read from the shards
 NEGATIVE = "negative.safetensors"
 SAMPLES_PER_SHARD = 2048
 SPATIAL_STRIDE = 8  # of the VAE
@@ -34,28 +36,6 @@ class DataSource(Protocol):
     """step and stream -> Batch."""
 
     def batch(self, step: int, stream: int, num_streams: int) -> Batch: ...
-
-
-def stream_seed(seed: int, step: int, stream: int) -> int:
-    """A 64-bit seed for one (seed, step, stream); neighbours are independent."""
-    return int(np.random.SeedSequence([seed, step, stream]).generate_state(1, np.uint64)[0])
-
-
-class Order:
-    """An endless order of samples: every epoch is one permutation, drawn from the seed."""
-
-    def __init__(self, num_samples: int, seed: int):
-        self.num_samples, self.seed = num_samples, seed
-        self.epoch, self.permutation = -1, torch.empty(0)
-
-    def index(self, position: int) -> int:
-        """The sample at a position of the order."""
-        epoch, offset = divmod(position, self.num_samples)
-        if epoch != self.epoch:
-            generator = torch.Generator().manual_seed(stream_seed(self.seed, epoch, 0))
-            self.permutation = torch.randperm(self.num_samples, generator=generator)
-            self.epoch = epoch
-        return int(self.permutation[offset])
 
 
 def write_prepared(
@@ -72,6 +52,7 @@ def write_prepared(
     (folder / INDEX).unlink(missing_ok=True)
     save_file({"prompt_embeds": negative_prompt_embeds.contiguous()}, folder / NEGATIVE)
     captions: list[str] = []
+    shapes: list[tuple[int, ...]] = []
     shards: list[int] = []
     tensors: dict[str, Tensor] = {}
 
@@ -86,10 +67,12 @@ def write_prepared(
         tensors[f"{position}.latents"] = latents.contiguous()
         tensors[f"{position}.prompt_embeds"] = prompt_embeds.contiguous()
         captions.append(caption)
+        shapes.append(tuple(latents.shape))
         if position + 1 == SAMPLES_PER_SHARD:
             flush()
     flush()
-    index = {"version": 1, "text_length": text_length, "shards": shards, "captions": captions}
+    index = {"version": VERSION, "text_length": text_length, "shards": shards}
+    index |= {"captions": captions, "shapes": shapes}
     partial = folder / f"{INDEX}.partial"
     partial.write_text(json.dumps(index))
     os.replace(partial, folder / INDEX)
@@ -100,16 +83,20 @@ def _shard_name(number: int) -> str:
 
 
 class Prepared:
-    """Reads what `write_prepared` wrote; shards are memory-mapped."""
+    """Reads what `write_prepared` wrote; shards are memory-mapped. Equal shapes form a bucket."""
 
     def __init__(self, settings: PreparedData, seed: int):
-        self.settings, self.seed = settings, seed
+        self.settings = settings
         index_path = settings.folder / INDEX
         if not index_path.is_file():
             raise ValueError(
                 f"data.folder: {settings.folder} holds no finished data set; prepare one first"
             )
         index = json.loads(index_path.read_text())
+        if index["version"] > VERSION:
+            raise ValueError(
+                f"data.folder: {settings.folder} was prepared by a newer version; update this one"
+            )
         self.text_length: int = index["text_length"]
         self.captions: list[str] = index["captions"]
         self.locations = [
@@ -128,13 +115,15 @@ class Prepared:
             raise ValueError(
                 f"data.folder: {settings.folder} is damaged ({error}); prepare it again"
             ) from error
-        self.order = Order(len(self.locations), seed)
         self.negative = self._pad(negative.get_tensor("prompt_embeds"))[None]
+        self.buckets = self._grouped(index.get("shapes") or self._shapes())
+        self.order = BucketOrder([len(bucket) for bucket in self.buckets], seed)
 
     def batch(self, step: int, stream: int, num_streams: int) -> Batch:
-        """The samples of one micro-batch: an epoch is one permutation of the data set."""
-        first = (step * num_streams + stream) * self.settings.batch_size
-        chosen = [self.order.index(first + i) for i in range(self.settings.batch_size)]
+        """The samples of one micro-batch: an epoch is one permutation of the bucket."""
+        bucket = self.buckets[self.order.bucket(step)]
+        positions = self.order.chosen(step, stream, num_streams, self.settings.batch_size)
+        chosen = [bucket[position] for position in positions]
         latents, prompt_embeds = zip(*(self._read(index) for index in chosen), strict=True)
         return Batch(
             prompts=tuple(self.captions[index] for index in chosen),
@@ -143,6 +132,28 @@ class Prepared:
             negative_prompt_embeds=self.negative,
             latent_shape=tuple(latents[0].shape),
         )
+
+    def _shapes(self) -> list[list[int]]:
+        """The latents' shapes of a data set of version 1, from the headers of its shards."""
+        return [
+            self.shards[shard].get_slice(f"{position}.latents").get_shape()
+            for shard, position in self.locations
+        ]
+
+    def _grouped(self, shapes: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The samples of each shape; ValueError where a batch would hold one of them twice."""
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for index, shape in enumerate(shapes):
+            by_shape.setdefault(tuple(shape), []).append(index)
+        for shape, bucket in by_shape.items():
+            if len(bucket) < self.settings.batch_size:
+                _, num_frames, height, width = shape
+                raise ValueError(
+                    f"data.batch_size: {self.settings.batch_size} is more than the {len(bucket)} "
+                    f"samples of {width * SPATIAL_STRIDE}x{height * SPATIAL_STRIDE} and "
+                    f"{(num_frames - 1) * TEMPORAL_STRIDE + 1} frames; lower it or prepare more"
+                )
+        return list(by_shape.values())
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         shard, position = self.locations[index]
@@ -160,7 +171,7 @@ class RenderedShapes:
 
     def __init__(self, settings: ShapesData, seed: int):
         self.settings, self.seed = settings, seed
-        self.captions = shapes.training_captions()
+        self.captions = training_captions()
 
     def batch(self, step: int, stream: int, num_streams: int) -> Batch:
         """Freshly drawn clips; no two micro-batches share one."""
@@ -178,7 +189,7 @@ class RenderedShapes:
             start = int(rng.integers(num_frames - stage.num_frames + 1))
             frames = slice(start, start + stage.num_frames)
             clip_seed = int(rng.integers(2**31))
-            clip = shapes.render(caption, clip_seed, num_frames, size, size, frames)
+            clip = render(caption, clip_seed, num_frames, size, size, frames)
             yield str(caption), _crop_at_shape(clip, min(stage.crop, size), rng)
 
 
@@ -195,34 +206,38 @@ def _crop_at_shape(clip: np.ndarray, crop: int, rng: np.random.Generator) -> np.
 class Prompts:
     """Prompts alone, encoded when they are needed: what data-free distillation learns from."""
 
-    def __init__(self, settings: PromptData, seed: int, entry: ModelEntry, device: str):
-        self.settings = settings
+    def __init__(self, config: TrainConfig[Any], settings: PromptData, codecs: Codecs):
         self.prompts = _read_prompts(settings.file)
-        self.order = Order(len(self.prompts), seed)
-        assert entry.folder is not None
-        components = load_components(entry.folder, entry.preset.text_length, device)
-        own = entry.preset
-        num_frames = settings.num_frames or own.num_frames
-        self.latent_shape = (
-            components.num_latent_channels,
-            (num_frames - 1) // TEMPORAL_STRIDE + 1,
-            (settings.height or own.height) // SPATIAL_STRIDE,
-            (settings.width or own.width) // SPATIAL_STRIDE,
+        own = codecs.entry.preset
+        self.buckets = settings.buckets or (
+            Bucket(
+                width=settings.width or own.width,
+                height=settings.height or own.height,
+                num_frames=settings.num_frames or own.num_frames,
+            ),
         )
-        self.encode = components.encode_prompt
+        self.batch_size = settings.batch_size
+        self.order = BucketOrder([len(self.prompts)] * len(self.buckets), config.seed)
+        self.num_channels = codecs.num_latent_channels
+        self.encode = codecs.prompts.encode_prompt
         self.negative = self.encode([own.negative_prompt])
 
     def batch(self, step: int, stream: int, num_streams: int) -> Batch:
-        """The prompts of one micro-batch: an epoch is one permutation of the file."""
-        first = (step * num_streams + stream) * self.settings.batch_size
-        chosen = [
-            self.prompts[self.order.index(first + i)] for i in range(self.settings.batch_size)
-        ]
+        """The prompts of one micro-batch: in each bucket an epoch is one permutation of the file."""
+        bucket = self.buckets[self.order.bucket(step)]
+        batch_size = bucket.batch_size or self.batch_size
+        positions = self.order.chosen(step, stream, num_streams, batch_size)
+        chosen = [self.prompts[position] for position in positions]
         return Batch(
             prompts=tuple(chosen),
             prompt_embeds=self.encode(chosen),
             negative_prompt_embeds=self.negative,
-            latent_shape=self.latent_shape,
+            latent_shape=(
+                self.num_channels,
+                (bucket.num_frames - 1) // TEMPORAL_STRIDE + 1,
+                bucket.height // SPATIAL_STRIDE,
+                bucket.width // SPATIAL_STRIDE,
+            ),
         )
 
 
@@ -236,11 +251,11 @@ def _read_prompts(file: Path) -> list[str]:
     return prompts
 
 
-def build_data(config: TrainConfig[Any], device: torch.device) -> DataSource:
+def build_data(config: TrainConfig[Any], codecs: Codecs) -> DataSource:
     """The source that the configuration names."""
-    settings, seed = config.data, config.seed
+    settings = config.data
     if isinstance(settings, PreparedData):
-        return Prepared(settings, seed)
+        return Prepared(settings, config.seed)
     if isinstance(settings, PromptData):
-        return Prompts(settings, seed, Registry().entry(config.model), str(device))
-    return RenderedShapes(settings, seed)
+        return Prompts(config, settings, codecs)
+    return RenderedShapes(settings, config.seed)

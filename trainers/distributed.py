@@ -80,6 +80,15 @@ def mean_over_ranks(values: Tensor, world: World) -> Tensor:
     return values
 
 
+def from_all_ranks(values: list[str], world: World) -> list[str]:
+    """The texts of all ranks in order of rank, on every rank."""
+    if world.num_ranks == 1:
+        return values
+    gathered: list[list[str]] = [[] for _ in range(world.num_ranks)]
+    dist.all_gather_object(gathered, values)
+    return [text for texts in gathered for text in texts]
+
+
 def barrier(world: World) -> None:
     """Waits for all ranks."""
     if world.num_ranks > 1:

@@ -28,7 +28,15 @@ from trainers.checkpoint import (
 from trainers.compute import tune_compute
 from trainers.config import Ema, Trainable, TrainConfig
 from trainers.data import build_data, stream_seed
-from trainers.distributed import World, any_rank, barrier, mean_over_ranks, shard, whole
+from trainers.distributed import (
+    World,
+    any_rank,
+    barrier,
+    from_all_ranks,
+    mean_over_ranks,
+    shard,
+    whole,
+)
 from trainers.export import export_role, exported_role
 from trainers.models import Model
 from trainers.optimizer import adamw, learning_rate
@@ -72,7 +80,8 @@ class Trainer:
         self.samples = SampleWriter(config, run_dir, world) if config.samples.every else None
         self.step = 0
         self.figures: dict[str, Tensor] = {}  # the newest of each: not every role moves every step
-        self.num_skipped_in_a_row = 0
+        self.num_skipped = dict.fromkeys(self.optimizers, 0)  # since the run was started
+        self.num_skipped_in_a_row = dict.fromkeys(self.optimizers, 0)
         self.stop_signal = False
 
     # ---------------------------------------------------------------- the loop
@@ -110,6 +119,7 @@ class Trainer:
         assert isinstance(settings, Trainable)
         num_micro = self.config.accumulation_steps
         losses: list[Loss] = []
+        prompts: list[str] = []  # of the micro-batches whose loss is not finite
         for micro in range(num_micro):
             stream = micro * self.world.num_ranks + self.world.rank
             num_streams = num_micro * self.world.num_ranks
@@ -120,13 +130,16 @@ class Trainer:
                 loss = update.loss(batch, self._rng(stream, number))
             (loss.value / num_micro).backward()
             losses.append(loss)
+            if not torch.isfinite(loss.value):
+                prompts += batch.prompts
         norm = whole(nn.utils.clip_grad_norm_(role.trained.values(), settings.max_grad_norm))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step, self.config.num_steps)
-        self._step_if_finite(update.role, optimizer, norm)
+        stepped = self._step_if_finite(update.role, norm, prompts)
         for each in self.optimizers.values():  # a loss may reach parameters that it does not train
             each.zero_grad(set_to_none=True)
-        self._move_followers(update.role)
+        if stepped:
+            self._move_followers(update.role)
         return self._figures(update.role, losses, norm)
 
     def _move_followers(self, moved: str) -> None:
@@ -140,20 +153,27 @@ class Trainer:
             if pull is not None and pull.toward == moved:
                 follow(role, self.roles[moved], pull.decay)
 
-    def _step_if_finite(self, role: str, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
-        """Steps, or skips a step whose gradient is not finite; many in a row end the run."""
+    def _step_if_finite(self, role: str, norm: Tensor, prompts: list[str]) -> bool:
+        """Steps, or skips a step whose gradient is not finite; many in a row end the run.
+
+        `prompts` are this rank's that made a loss that is not finite. Returns whether it stepped.
+        """
         if torch.isfinite(norm):
-            optimizer.step()
-            self.num_skipped_in_a_row = 0
-            return
-        self.num_skipped_in_a_row += 1
+            self.optimizers[role].step()
+            self.num_skipped_in_a_row[role] = 0
+            return True
+        self.num_skipped[role] += 1
+        self.num_skipped_in_a_row[role] += 1
+        named = from_all_ranks(prompts, self.world)
         if self.world.is_main:
-            self.tracker.event("skipped", step=self.step, role=role, reason="gradient not finite")
-        if self.num_skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            reason = "loss not finite" if named else "gradient not finite"
+            self.tracker.event("skipped", step=self.step, role=role, reason=reason, prompts=named)
+        if self.num_skipped_in_a_row[role] >= MAX_SKIPPED_IN_A_ROW:
             raise ValueError(
                 f"algorithm.{role}.learning_rate: the gradient was not finite for "
                 f"{MAX_SKIPPED_IN_A_ROW} steps in a row; lower it or check the data"
             )
+        return False
 
     # ---------------------------------------------------------------- between steps
 
@@ -173,7 +193,9 @@ class Trainer:
         figures = {"loss": torch.stack([loss.value.detach() for loss in losses]).mean()}
         for name in losses[0].metrics:
             figures[name] = torch.stack([loss.metrics[name] for loss in losses]).mean()
-        return {f"{role}/{name}": value for name, value in (figures | {"grad_norm": norm}).items()}
+        figures["grad_norm"] = norm
+        figures["num_skipped"] = torch.tensor(self.num_skipped[role], device=norm.device)
+        return {f"{role}/{name}": value for name, value in figures.items()}
 
     def _log(self, figures: dict[str, Tensor], step_sec: float) -> None:
         if self.step % self.config.log_every and self.step != self.config.num_steps:

@@ -96,9 +96,9 @@ def build_roles(config: AlgorithmConfig, models: Mapping[str, Model]) -> dict[st
     """
     for model in models.values():
         model.network.requires_grad_(False)
-    switches = {
-        name: AdapterSwitch(model.network)
-        for name, model in models.items()
+    switches = {  # one a network: several names may mean the same one
+        id(model.network): AdapterSwitch(model.network)
+        for model in models.values()
         if isinstance(model.network, WanTransformer3DModel)
     }
     built: dict[str, BuiltRole] = {}
@@ -115,6 +115,8 @@ def build_roles(config: AlgorithmConfig, models: Mapping[str, Model]) -> dict[st
                 built[name] = _on_shared_base(name, settings, models, switches, built)
         except ValueError as error:
             raise ValueError(f"algorithm.{name}.{error}") from error
+    for name, role in built.items():
+        _require_pull_fits(name, role, built)
     for switch in switches.values():
         switch.ready()
     return {name: built[name] for name in declared}
@@ -142,6 +144,7 @@ def _own_weights(
     else:
         assert isinstance(settings, Trainable)
         model = _start(settings, models)
+        _require_agreement(model.network, models[""].network, "start_from")
         network = copy.deepcopy(model.network)
         if model.lora is not None:
             merge(network, model.lora)
@@ -158,16 +161,16 @@ def _on_shared_base(
     name: str,
     settings: Role,
     models: Mapping[str, Model],
-    switches: Mapping[str, AdapterSwitch],
+    switches: Mapping[int, AdapterSwitch],
     built: Mapping[str, BuiltRole],
 ) -> BuiltRole:
     """The run's base or another model as it is, or an adapter on the run's base."""
     which = settings.model or "" if isinstance(settings, Frozen) else ""
     model = models[which]
-    _require_agreement(model.network, models[""].network)
+    _require_agreement(model.network, models[""].network, "model")
     if not isinstance(model.network, WanTransformer3DModel):
         return BuiltRole(settings, model.network, model.network, model.network)
-    transformer, switch = model.network, switches[which]
+    transformer, switch = model.network, switches[id(model.network)]
     adapter: str | None = name
     if isinstance(settings, Frozen):
         if model.lora is None:
@@ -178,7 +181,13 @@ def _on_shared_base(
         add_adapter(transformer, name, *_like(built[settings.of]))
     else:
         assert settings.lora is not None
-        add_adapter(transformer, name, settings.lora, _start(settings, models).lora)
+        start = _start(settings, models)
+        if start.network is not transformer:
+            raise ValueError(
+                f"start_from: {settings.start_from} has a transformer of its own, which a LoRA on "
+                "the run's base cannot start as; leave lora out or name a LoRA student"
+            )
+        add_adapter(transformer, name, settings.lora, start.lora)
         if isinstance(settings, GuidedTrainable):
             add_embedder(transformer, name)
     call = RoleDenoiser(transformer, switch, adapter)
@@ -231,14 +240,35 @@ def _discriminator(settings: Discriminator, models: Mapping[str, Model]) -> Buil
     return BuiltRole(settings, head, head, head)
 
 
-def _require_agreement(network: ModelMixin, own: ModelMixin) -> None:
+def _require_agreement(network: ModelMixin, own: ModelMixin, setting: str) -> None:
     """ValueError where two networks do not read and write the same latents and prompts."""
     for field in MUST_AGREE if isinstance(own, WanTransformer3DModel) else ():
         if network.config[field] != own.config[field]:
             raise ValueError(
-                f"model: its {field} is {network.config[field]} and the student's is "
-                f"{own.config[field]}; choose a teacher for the same latents and text encoder"
+                f"{setting}: its {field} is {network.config[field]} and that of the run's model is "
+                f"{own.config[field]}; choose a model for the same latents and text encoder"
             )
+
+
+def _require_pull_fits(name: str, role: BuiltRole, built: Mapping[str, BuiltRole]) -> None:
+    """ValueError where a role is pulled toward one whose parameters are not like its own."""
+    pull = role.settings.pull if isinstance(role.settings, Trainable) else None
+    if pull is None:
+        return
+    other = built.get(pull.toward)
+    if other is None or other is role or not isinstance(other.settings, Trainable):
+        raise ValueError(
+            f"algorithm.{name}.pull.toward: there is no other trained role {pull.toward!r}"
+        )
+    shapes = [
+        {n.replace(f".{each.adapter}.", "."): p.shape for n, p in each.trained.items()}
+        for each in (role, other)
+    ]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"algorithm.{name}.pull: {name} and {pull.toward} train different parameters; give "
+            "both the same lora, or none"
+        )
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ def test_unipc_equals_the_stock_diffusers_pipeline(
         "mini", messy, steps=5, guidance_scale=guidance_scale, negative_prompt=negative, seed=3
     )
     components = models.components(recipe)
-    ours = sample_video(recipe, components, Denoiser(components.transformer))
+    ours = sample_video(recipe, components, components, Denoiser(components.transformer))
 
     pipeline = WanPipeline.from_pretrained(models_dir / "mini")
     pipeline.set_progress_bar_config(disable=True)

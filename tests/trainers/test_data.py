@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.config import PreparedData, ShapesData, Stage
-from trainers.data import INDEX, NEGATIVE, Prepared, RenderedShapes, stream_seed
+from trainers.data import INDEX, NEGATIVE, Prepared, RenderedShapes
+from trainers.data_settings import PreparedData, ShapesData, Stage
+from trainers.order import stream_seed
 from trainers.worlds.shapes import Caption
 
 

@@ -69,8 +69,8 @@ class Config(AlgorithmConfig):
     ema: Ema | None = Field(None, description="Sample and export a moving average of the student.")
     sampler: SamplerSpec = Field(
         FOUR_STEPS,
-        description="The student's own: lcm adds new noise between steps, euler does not. Levels in "
-        "`sigmas` are warped by flow_shift; flow_shift 1 takes them as they are.",
+        description="The student's own: lcm adds new noise between steps, euler does not. Levels "
+        "in `sigmas` are warped by flow_shift; flow_shift 1 takes them as they are.",
     )
     rollout: Literal["simulate", "data"] = Field(
         "simulate",
@@ -100,6 +100,10 @@ class Config(AlgorithmConfig):
                 "sampler.guidance_mode: a student runs without; choose off or embedded"
             )
         return self
+
+    def reward_setting(self) -> str | None:
+        """The weight of the reward, where it is not 0."""
+        return "reward_weight" if self.reward_weight else None
 
 
 class Method(Algorithm[Config]):
@@ -192,7 +196,7 @@ class Method(Algorithm[Config]):
         return (delta / normaliser(latents, teacher_denoised)).nan_to_num()
 
     def _teacher(self, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
-        """The guided teacher's denoised latents; without guidance where that is a part of its own."""
+        """The guided teacher's denoised latents; not guided where guidance is a part of its own."""
         teacher = cast(Denoiser, self.roles["teacher"])
         decoupled = self.config.decoupled_guidance is not None
         scale = torch.full_like(sigma, 1.0 if decoupled else self.config.guidance_scale)
@@ -240,6 +244,5 @@ class Method(Algorithm[Config]):
         """exp(beta * reward) for each sample, without a gradient. [B]."""
         if self.config.reward_weight == 0:
             return None
-        if self.score is None:
-            raise ValueError("algorithm.reward_weight: there is no reward; name one in `reward`")
+        assert self.score is not None  # the configuration has been checked
         return torch.exp(self.config.reward_weight * self.score(latents, batch.prompts))
