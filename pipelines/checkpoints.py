@@ -46,6 +46,9 @@ class ModelPreset(CheckpointSpec):
     )
     license: str
     prompts: str | None = Field(None, description="A file of presets/prompts/, without .txt.")
+    architecture: dict[str, int] | None = Field(
+        None, description="What its config.json would say: to plan a run where no weights are."
+    )
 
 
 @dataclass(frozen=True)

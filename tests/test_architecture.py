@@ -39,6 +39,9 @@ def allowed(path: Path) -> set[str]:
         losses = {"trainers.losses", "trainers.rollout"}
         base = {"trainers.algorithm", "trainers.config"}
         return losses | base | {"pipelines.flow", "pipelines.recipe", "pipelines.denoiser"}
+    if path.is_relative_to("trainers/rewards"):
+        world = {"trainers.worlds"} if path.stem == "shapes" else set()
+        return {"trainers.reward"} | world
     return {
         "pipelines": {"pipelines"},
         "trainers": {"pipelines", "trainers"},

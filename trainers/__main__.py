@@ -35,19 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(config: TrainConfig[Any], run_dir: Path, dry_run: bool) -> int:
-    from trainers.distributed import join_world, leave_world  # torch: only once the input is good
+    # torch: only once the input is good
+    from trainers.distributed import join_world, leave_world
     from trainers.engine import Trainer
+    from trainers.estimate import estimate
     from trainers.models import load_models
 
-    models = load_models(config)
     if dry_run:
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        num_parameters = sum(p.numel() for p in models[""].network.parameters())
-        print(f"{config.model}: {num_parameters / 1e6:.2f} M parameters")
+        print(estimate(config))
         return 0
-    world = join_world(config.device)
+    world = join_world(config.device, config.parallel)
     try:
-        Trainer(config, models, run_dir, world).train()
+        Trainer(config, load_models(config), run_dir, world).train()
     finally:
         leave_world(world)
     return 0

@@ -41,8 +41,8 @@ class AdapterSwitch:
     def activate(self, adapter: str | None) -> None:
         """Turns `adapter` on; None is the base as it is.
 
-        Sets what PEFT's `set_adapter` and `enable_adapters` set, and not `requires_grad`, which they
-        flip too: sharding has replaced the parameters since, and a gradient is yet to come.
+        Sets what PEFT's own setters set, but not `requires_grad`, which they flip too: sharding has
+        replaced the parameters since, and their gradients may be yet to come.
         """
         if adapter == self.active:
             return

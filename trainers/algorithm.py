@@ -102,6 +102,13 @@ class Algorithm(ABC, Generic[ConfigT]):
         self.config = config
         self.roles = roles
         self.score = score
+        problem = self.problem()
+        if problem is not None:
+            raise ValueError(problem)
+
+    def problem(self) -> str | None:
+        """One sentence on why these roles cannot be trained with these settings, or None."""
+        return None
 
     def sampler(self, own: SamplerSpec) -> SamplerSpec:
         """How the student is to be sampled; `own` is its model's sampler. Goes with the export."""
@@ -118,13 +125,17 @@ class Algorithm(ABC, Generic[ConfigT]):
         """Whether the student takes the guidance scale as an input."""
         return cast(Denoiser, self.roles["student"]).embeds_guidance
 
+    def guidance_problem(self, guidance: Guidance) -> str | None:
+        """Why the student cannot learn this range of scales, or None."""
+        if guidance.min_scale == guidance.max_scale or self.student_embeds_guidance:
+            return None
+        return (
+            "algorithm.guidance: this student does not take guidance as an input, so min_scale "
+            "and max_scale must be equal; or start at a model from cfg_distill"
+        )
+
     def draw_guidance(self, guidance: Guidance, latents: Tensor, rng: Rng) -> Tensor:
         """A scale for each sample. [B]."""
-        if guidance.min_scale < guidance.max_scale and not self.student_embeds_guidance:
-            raise ValueError(
-                "algorithm.guidance: this student does not take guidance as an input, so min_scale "
-                "and max_scale must be equal; or start at a model from cfg_distill"
-            )
         batch_size = latents.shape[0]
         return rng.uniform(batch_size, guidance.min_scale, guidance.max_scale, latents.device)
 

@@ -9,22 +9,21 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
 from torch.optim import Optimizer
 
-from trainers.distributed import World, barrier
+from trainers.distributed import World, barrier, whole
 from trainers.roles import BuiltRole, trained_state
 
 PARTIAL = ".partial"
+BEST = "best.json"  # in the run directory: step and score of the best checkpoint
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
@@ -41,7 +40,7 @@ def save_checkpoint(
     world: World,
 ) -> Path:
     """Writes checkpoints/step_NNNNNN and returns it."""
-    final = run_dir / "checkpoints" / f"step_{step:06d}"
+    final = _folder(run_dir, step)
     partial = final.with_name(final.name + PARTIAL)
     if world.is_main:
         for leftover in final.parent.glob(f"*{PARTIAL}"):
@@ -76,10 +75,24 @@ def load_checkpoint(
     return int(json.loads((folder / "step.json").read_text())["step"])
 
 
+def best_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint that best.json names, None where nothing has ranked them."""
+    path = run_dir / BEST
+    if not path.is_file():
+        return None
+    return _folder(run_dir, json.loads(path.read_text())["step"])
+
+
 def prune_checkpoints(run_dir: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints."""
+    """Removes all but the newest `keep` checkpoints and the best."""
+    best = best_checkpoint(run_dir)
     for folder in checkpoint_folders(run_dir)[:-keep]:
-        shutil.rmtree(folder)
+        if folder != best:
+            shutil.rmtree(folder)
+
+
+def _folder(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step_{step:06d}"
 
 
 def _state(roles: Mapping[str, BuiltRole], optimizers: Mapping[str, Optimizer]) -> dict[str, Any]:
@@ -93,8 +106,11 @@ def _state(roles: Mapping[str, BuiltRole], optimizers: Mapping[str, Optimizer]) 
     }
 
 
-def full_weights(network: nn.Module) -> dict[str, Tensor]:
-    """All weights by name, gathered on the CPU of the main rank (the others get an empty dict)."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = cast(dict[str, Tensor], get_model_state_dict(network, options=options))
-    return {name: weight.clone() for name, weight in weights.items()}  # gathering pads the storage
+def full_weights(parameters: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Parameters by name, whole, on the CPU of the main rank (the others get an empty dict)."""
+    weights = {}
+    for name, parameter in parameters.items():
+        weight = whole(parameter.detach())  # every rank takes part
+        if world.is_main:
+            weights[name] = weight.cpu().clone()  # gathering pads the storage
+    return weights

@@ -5,7 +5,6 @@ key. This module imports no torch, so that the web process can read and check a 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 import yaml
@@ -58,9 +57,14 @@ class GuidedTrainable(Trainable):
 
 
 class Discriminator(Trainable):
-    """A small head that tells rendered latents from generated ones by a frozen role's features."""
+    """A small head that tells encoded videos from the student's by the teacher's features."""
 
-    on: str = Field("teacher", description="The frozen role whose features it reads.")
+    @model_validator(mode="after")
+    def _is_no_copy_of_the_model(self) -> Self:
+        for name in ("lora", "start_from", "pull"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}: a discriminator is no copy of the model; leave it out")
+        return self
 
 
 class Frozen(Strict):
@@ -148,10 +152,10 @@ class Validation(Strict):
     prompts: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1), min_length=1)
     num_inference_steps: int | None = Field(
-        None, ge=1, description="Of the student; empty: its method's own."
+        None, ge=1, le=1000, description="Of the student; empty: its method's own."
     )
     guidance_scale: float | None = Field(
-        None, ge=0, description="Of the student; empty: its method's own."
+        None, ge=0, le=30, description="Of the student; empty: its method's own."
     )
     width: Side | None = Field(None, description="Empty: the model's own.")
     height: Side | None = Field(None, description="Empty: the model's own.")
@@ -177,6 +181,25 @@ class Validation(Strict):
         return self
 
 
+class Parallel(Strict):
+    """What the ranks that torchrun starts are for; the three sizes multiply to their number."""
+
+    shard: int | None = Field(
+        None, ge=1, description="Ranks that a copy of the weights is split over; empty: all others."
+    )
+    replicate: int = Field(
+        1, ge=1, description="Copies of the weights (HSDP): one a node spares the network between."
+    )
+    context: int = Field(
+        1,
+        ge=1,
+        description="Ranks that share a video's tokens; its weights are split over them too.",
+    )
+    cpu_offload: bool = Field(
+        False, description="Keep weights, gradients and optimizers in the CPU's memory."
+    )
+
+
 AlgorithmT = TypeVar("AlgorithmT", bound=AlgorithmConfig)
 
 
@@ -195,7 +218,7 @@ class TrainConfig(Strict, Generic[AlgorithmT]):
     num_steps: int = Field(gt=0)
     accumulation_steps: int = Field(1, ge=1, description="Micro-batches a step.")
     precision: Literal["fp32", "bf16"] = Field(
-        "bf16", description="Compute type; weights stay fp32."
+        "bf16", description="Compute type; what trains stays fp32."
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     attention_backend: str | None = Field(
@@ -206,6 +229,10 @@ class TrainConfig(Strict, Generic[AlgorithmT]):
     compile_blocks: bool = Field(
         False, description="Compile the transformer's blocks; a CPU needs a C++ compiler for it."
     )
+    activation_checkpointing: bool = Field(
+        False, description="Run blocks again in backward instead of keeping what they computed."
+    )
+    parallel: Parallel = Parallel()
     log_every: int = Field(10, ge=1)
     save_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)

@@ -223,7 +223,7 @@ class Prompts:
         self.negative = self.encode([own.negative_prompt])
 
     def batch(self, step: int, stream: int, num_streams: int) -> Batch:
-        """The prompts of one micro-batch: in each bucket an epoch is one permutation of the file."""
+        """The prompts of one micro-batch: a bucket's epoch is one permutation of the file."""
         bucket = self.buckets[self.order.bucket(step)]
         batch_size = bucket.batch_size or self.batch_size
         positions = self.order.chosen(step, stream, num_streams, batch_size)

@@ -1,4 +1,4 @@
-"""What a run trains on, as settings. Imports no torch, as `trainers.config`, of which it is a part."""
+"""What a run trains on, as settings: a part of `trainers.config`, which imports no torch."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self

@@ -77,17 +77,18 @@ FIGURES: dict[str, Callable[[Tensor], Tensor]] = {
     "contrast": contrast,
     "motion": motion,
 }
+NAMES = (*FIGURES, "diversity")
 SHARES = ("clipped_share", "static_share")
 
 
 def drift(student: Mapping[str, float], teacher: Mapping[str, float]) -> Figures:
-    """Every figure that both have: the difference of shares, the ratio of the others."""
+    """For every name in NAMES that both have: the difference of shares, the ratio of the others."""
     return {
         name: student[name] - teacher[name]
         if name in SHARES
         else (student[name] + FLOOR) / (teacher[name] + FLOOR)
-        for name in student
-        if name in teacher
+        for name in NAMES
+        if name in student and name in teacher
     }
 
 

@@ -2,8 +2,8 @@
 
 The run directory is the only interface to the outside:
 
-    config.yaml metrics.jsonl events.jsonl control/{stop,save_now,sample_now}
-    samples/step_000500/*.mp4 checkpoints/step_000500/ export/
+    config.yaml metrics.jsonl events.jsonl best.json control/{stop,save_now,sample_now}
+    samples/{teacher,step_000500}/*.mp4 checkpoints/step_000500/ export/
 """
 
 import signal
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from trainers.algorithm import Loss, Rng, Update
 from trainers.checkpoint import (
+    best_checkpoint,
     checkpoint_folders,
     load_checkpoint,
     prune_checkpoints,
@@ -27,26 +28,18 @@ from trainers.checkpoint import (
 )
 from trainers.compute import tune_compute
 from trainers.config import Ema, Trainable, TrainConfig
-from trainers.data import build_data, stream_seed
-from trainers.distributed import (
-    World,
-    any_rank,
-    barrier,
-    from_all_ranks,
-    mean_over_ranks,
-    shard,
-    whole,
-)
-from trainers.export import export_role, exported_role
-from trainers.models import Model
+from trainers.data import build_data
+from trainers.distributed import World, any_rank, barrier, mean_over_ranks, shard, whole
+from trainers.export import export_role
+from trainers.models import Codecs, Model
 from trainers.optimizer import adamw, learning_rate
-from trainers.registry import algorithm_class
+from trainers.order import stream_seed
+from trainers.registry import algorithm_class, load_reward
+from trainers.reward import LatentScore
 from trainers.roles import build_roles, follow
-from trainers.samples import SampleWriter
-from trainers.tracking import Tracker
-
-MAX_SKIPPED_IN_A_ROW = 20
-WHAT_MAKES_A_RUN = ("method", "algorithm", "model", "adapters", "data", "seed", "precision")
+from trainers.skips import SkippedSteps
+from trainers.tracking import Tracker, refuse_other_run
+from trainers.validation import Validator
 
 
 class Trainer:
@@ -63,25 +56,28 @@ class Trainer:
         self.tracker = Tracker(run_dir)
         method = algorithm_class(config.method)
         torch.manual_seed(config.seed)  # new adapters start from random weights
-        for model in models.values():
-            model.network.to(world.device)
         self.roles = build_roles(config.algorithm, models)
-        tune_compute(self.roles.values(), config.attention_backend, config.compile_blocks)
+        tune_compute(self.roles, config, world)
         for role in {id(role.body): role for role in self.roles.values()}.values():
-            shard(role.body, role.blocks, world)
+            shard(role.body, role.blocks, world, config.parallel.cpu_offload)
         calls = {name: role.call for name, role in self.roles.items()}
-        self.algorithm = method(config.algorithm, calls)
+        codecs = Codecs(config, world.device)
+        score = LatentScore(load_reward(config.reward), codecs.video) if config.reward else None
+        self.algorithm = method(config.algorithm, calls, score)
         self.optimizers = {
             name: adamw(role.settings, role.trained.values())
             for name, role in self.roles.items()
             if isinstance(role.settings, Trainable)
         }
-        self.data = build_data(config, world.device)
-        self.samples = SampleWriter(config, run_dir, world) if config.samples.every else None
+        self.data = build_data(config, codecs)
+        self.validator = None
+        if config.validation is not None:
+            self.validator = Validator(
+                config, self.algorithm, self.roles, codecs, self.tracker, world
+            )
         self.step = 0
         self.figures: dict[str, Tensor] = {}  # the newest of each: not every role moves every step
-        self.num_skipped = dict.fromkeys(self.optimizers, 0)  # since the run was started
-        self.num_skipped_in_a_row = dict.fromkeys(self.optimizers, 0)
+        self.skipped = SkippedSteps(list(self.optimizers), self.tracker, world)
         self.stop_signal = False
 
     # ---------------------------------------------------------------- the loop
@@ -90,14 +86,15 @@ class Trainer:
         """Runs until `num_steps` or until asked to stop; returns whether the run is complete."""
         self._prepare_run_dir()
         self._resume()
+        if self.validator is not None:
+            self.validator.begin()
         with self._signals():
-            while self.step < self.config.num_steps and not self._asked("stop"):
+            while not self._complete and not self._asked("stop"):
                 began = time.perf_counter()
                 self.figures |= self.train_step()
                 self.step += 1
                 self._log(self.figures, time.perf_counter() - began)
-                if self._due(self.config.samples.every) or self._asked("sample_now"):
-                    self._sample()
+                self._validate()
                 if self._due(self.config.save_every) or self._asked("save_now"):
                     self._save()
         return self._finish()
@@ -121,25 +118,26 @@ class Trainer:
         losses: list[Loss] = []
         prompts: list[str] = []  # of the micro-batches whose loss is not finite
         for micro in range(num_micro):
-            stream = micro * self.world.num_ranks + self.world.rank
-            num_streams = num_micro * self.world.num_ranks
+            stream = micro * self.world.num_data_ranks + self.world.data_rank
+            num_streams = num_micro * self.world.num_data_ranks
             batch = self.data.batch(self.step, stream, num_streams).to(self.world.device)
             if self.world.num_ranks > 1:
                 role.body.set_requires_gradient_sync(micro == num_micro - 1)  # type: ignore[operator]
             with self._autocast():
                 loss = update.loss(batch, self._rng(stream, number))
-            (loss.value / num_micro).backward()
+            # sharding takes the mean over all ranks, but a context group's gradients are a sum
+            (loss.value * self.world.context / num_micro).backward()
             losses.append(loss)
             if not torch.isfinite(loss.value):
                 prompts += batch.prompts
         norm = whole(nn.utils.clip_grad_norm_(role.trained.values(), settings.max_grad_norm))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step, self.config.num_steps)
-        stepped = self._step_if_finite(update.role, norm, prompts)
+        if self.skipped.may_step(update.role, self.step, norm, prompts):
+            optimizer.step()
+            self._move_followers(update.role)
         for each in self.optimizers.values():  # a loss may reach parameters that it does not train
             each.zero_grad(set_to_none=True)
-        if stepped:
-            self._move_followers(update.role)
         return self._figures(update.role, losses, norm)
 
     def _move_followers(self, moved: str) -> None:
@@ -152,28 +150,6 @@ class Trainer:
             pull = settings.pull if isinstance(settings, Trainable) else None
             if pull is not None and pull.toward == moved:
                 follow(role, self.roles[moved], pull.decay)
-
-    def _step_if_finite(self, role: str, norm: Tensor, prompts: list[str]) -> bool:
-        """Steps, or skips a step whose gradient is not finite; many in a row end the run.
-
-        `prompts` are this rank's that made a loss that is not finite. Returns whether it stepped.
-        """
-        if torch.isfinite(norm):
-            self.optimizers[role].step()
-            self.num_skipped_in_a_row[role] = 0
-            return True
-        self.num_skipped[role] += 1
-        self.num_skipped_in_a_row[role] += 1
-        named = from_all_ranks(prompts, self.world)
-        if self.world.is_main:
-            reason = "loss not finite" if named else "gradient not finite"
-            self.tracker.event("skipped", step=self.step, role=role, reason=reason, prompts=named)
-        if self.num_skipped_in_a_row[role] >= MAX_SKIPPED_IN_A_ROW:
-            raise ValueError(
-                f"algorithm.{role}.learning_rate: the gradient was not finite for "
-                f"{MAX_SKIPPED_IN_A_ROW} steps in a row; lower it or check the data"
-            )
-        return False
 
     # ---------------------------------------------------------------- between steps
 
@@ -194,7 +170,7 @@ class Trainer:
         for name in losses[0].metrics:
             figures[name] = torch.stack([loss.metrics[name] for loss in losses]).mean()
         figures["grad_norm"] = norm
-        figures["num_skipped"] = torch.tensor(self.num_skipped[role], device=norm.device)
+        figures["num_skipped"] = norm.new_tensor(self.skipped.num_skipped[role])
         return {f"{role}/{name}": value for name, value in figures.items()}
 
     def _log(self, figures: dict[str, Tensor], step_sec: float) -> None:
@@ -224,18 +200,28 @@ class Trainer:
             flag.unlink(missing_ok=True)
         return asked
 
-    def _sample(self) -> None:
-        if self.samples is None:
+    @property
+    def _complete(self) -> bool:
+        """Whether all steps are done, or validation's patience is at its end."""
+        exhausted = self.validator is not None and self.validator.exhausted
+        return exhausted or self.step >= self.config.num_steps
+
+    def _validate(self) -> None:
+        """Where it is time: draws and measures videos, and saves what is the best so far."""
+        settings = self.config.validation
+        if self.validator is None or settings is None:
             return
-        folder = self.samples.write(self.step, exported_role(self.roles))
-        if self.world.is_main:
-            self.tracker.event(
-                "sampled", step=self.step, folder=str(folder.relative_to(self.run_dir))
-            )
+        due = self._due(settings.every) or self.step == self.config.num_steps
+        if (due or self._asked("sample_now")) and self.validator.validate(self.step):
+            self._save()
 
     def _save(self) -> None:
+        if self._saved_here():
+            return
         save_checkpoint(self.run_dir, self.step, self.roles, self.optimizers, self.world)
         if self.world.is_main:
+            if self.validator is not None:
+                self.validator.write_best()
             prune_checkpoints(self.run_dir, self.config.keep_checkpoints)
             self.tracker.event("saved", step=self.step)
 
@@ -262,17 +248,30 @@ class Trainer:
         barrier(self.world)
 
     def _finish(self) -> bool:
-        """Saves what is not saved yet and, at the last step, exports."""
-        complete = self.step >= self.config.num_steps
-        if not self._saved_here():
-            self._save()
-        if complete:
-            folder = self.run_dir / "export"
-            export_role(self.config, self.algorithm, self.roles, folder, self.world)
-        if self.world.is_main:
-            self.tracker.event("finished" if complete else "stopped", step=self.step)
+        """Saves what is not saved yet and, of a complete run, exports."""
+        self._save()
         barrier(self.world)
-        return complete
+        exported = self._export() if self._complete else {}
+        if self.world.is_main:
+            if self._complete and self.step < self.config.num_steps:
+                self.tracker.event("stopped_early", step=self.step)
+            kind = "finished" if self._complete else "stopped"
+            self.tracker.event(kind, step=self.step, **exported)
+        barrier(self.world)
+        return self._complete
+
+    def _export(self) -> dict[str, int]:
+        """Exports the best checkpoint where one is asked for, else the last; returns its step.
+
+        The best one's weights stay in the networks: the last one's are on disk.
+        """
+        settings, step = self.config.validation, self.step
+        best = best_checkpoint(self.run_dir) if settings and settings.export == "best" else None
+        if best is not None:
+            step = load_checkpoint(best, self.roles, self.optimizers, self.world)
+        folder = self.run_dir / "export"
+        export_role(self.config, self.algorithm, self.roles, folder, self.world)
+        return {"exported_step": step}
 
     def _saved_here(self) -> bool:
         folders = checkpoint_folders(self.run_dir)
@@ -291,16 +290,3 @@ class Trainer:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
-
-
-def refuse_other_run(run_dir: Path, config: TrainConfig[Any]) -> None:
-    """ValueError where the directory holds a run that this configuration would not continue."""
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        return
-    earlier, now = yaml.safe_load(path.read_text()), config.model_dump(mode="json")
-    changed = [name for name in WHAT_MAKES_A_RUN if earlier.get(name) != now[name]]
-    if changed:
-        raise ValueError(
-            f"run-dir: {run_dir} holds a run with another {changed[0]}; choose another --run-dir"
-        )

@@ -45,7 +45,7 @@ def export_role(
     Replaces an older export whole.
     """
     role = exported_role(roles)
-    weights = full_weights(role.network)
+    weights = full_weights(role.own_parameters, world)
     if not world.is_main:
         return
     partial = folder.with_name(folder.name + ".partial")
@@ -57,7 +57,7 @@ def export_role(
     assert isinstance(student, Trainable)
     if student.lora is not None:
         file, lora = partial / "lora.safetensors", student.lora
-        own = {name: weights[name].half() for name in role.own_parameters}
+        own = {name: weight.half() for name, weight in weights.items()}
         save_lora(own, file, lora.rank, lora.alpha, spec.sampler)
     else:
         component = trained.component

@@ -1,5 +1,6 @@
 """From names in a configuration to networks in memory."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
+from torch import nn
 
 from pipelines.adapters import Lora, stack_loras
 from pipelines.files import read_json
@@ -31,6 +33,9 @@ class Model:
     lora: Lora | None = None
 
 
+LoadNetwork = Callable[[ModelEntry, str], ModelMixin]
+
+
 class Codecs:
     """The prompt encoder and the VAE of the run's model.
 
@@ -38,9 +43,8 @@ class Codecs:
     """
 
     def __init__(self, config: TrainConfig[Any], device: torch.device):
-        self.entry = registry_entry(Registry(), config.model)
-        assert self.entry.folder is not None
-        self.folder, self.device = self.entry.folder, str(device)
+        self.entry = Registry().entry(config.model)
+        self.folder, self.device = model_folder(self.entry), str(device)
 
     @cached_property
     def prompts(self) -> PromptEncoder:
@@ -58,33 +62,62 @@ class Codecs:
         return int(read_json(self.folder / "vae" / "config.json")["z_dim"])
 
 
-def load_models(config: TrainConfig[Any]) -> dict[str, Model]:
+def load_models(config: TrainConfig[Any], load: LoadNetwork | None = None) -> dict[str, Model]:
     """The run's own model under "", and every other one that a role names; all in fp32.
 
-    A student on the run's own base shares its network. ValueError where a model is not here.
+    A student on the run's own base shares its network. `load` makes a network from an entry and the
+    name of a component; by default from its weights. ValueError where a model is not here.
     """
+    load = load or _load
     registry = Registry()
-    own = registry_entry(registry, config.model)
+    own = registry.entry(config.model)
     component = algorithm_class(config.method).component
-    network = _load(own, component)
+    network = load(own, component)
     adapters = [*(Adapter(path=str(path)) for path in own.adapters), *config.adapters]
-    models = {"": Model(network, stack_loras(adapters) if adapters else None)}
+    _require_standing_on_base(config, own)
+    models = {"": _model(network, adapters)}
     for name in _named_by_roles(config):
-        entry = registry_entry(registry, name)
+        entry = registry.entry(name)
         loras = [Adapter(path=str(path)) for path in entry.adapters]
         shared = (entry.folder, entry.transformer) == (own.folder, own.transformer)
-        models[name] = Model(
-            network if shared else _load(entry, component), stack_loras(loras) if loras else None
-        )
+        models[name] = _model(network if shared else load(entry, component), loras)
     return models
 
 
-def registry_entry(registry: Registry, name: str) -> ModelEntry:
-    """A model that is here and whole; ValueError says what is missing."""
-    entry = registry.entry(name)
+def _model(network: ModelMixin, adapters: Sequence[Adapter]) -> Model:
+    """A network with its LoRAs as one; ValueError where they were made for another model."""
+    if not adapters:
+        return Model(network)
+    lora = stack_loras(adapters)
+    shapes = {
+        name: (module.out_features, module.in_features)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    for layer, down in lora.down.items():
+        if shapes.get(layer) != (lora.up[layer].shape[0], down.shape[1]):
+            paths = ", ".join(adapter.path for adapter in adapters)
+            raise ValueError(
+                f"adapters: {paths} does not fit the model at {layer}; use a LoRA made for it"
+            )
+    return Model(network, lora)
+
+
+def _require_standing_on_base(config: TrainConfig[Any], own: ModelEntry) -> None:
+    """ValueError where the run would export a LoRA on weights that are not a base model's."""
+    student = config.algorithm.roles()["student"]
+    if own.transformer is not None and isinstance(student, Trainable) and student.lora is not None:
+        raise ValueError(
+            f"algorithm.student.lora: {config.model} has a transformer of its own, and a LoRA can "
+            "only be exported for a base model; leave lora out"
+        )
+
+
+def model_folder(entry: ModelEntry) -> Path:
+    """Where a model is; ValueError says what is missing."""
     if entry.folder is None:
         raise ValueError(f"model: {entry.missing}")
-    return entry
+    return entry.folder
 
 
 def _named_by_roles(config: TrainConfig[Any]) -> list[str]:
@@ -99,10 +132,10 @@ def _named_by_roles(config: TrainConfig[Any]) -> list[str]:
 
 def _load(entry: ModelEntry, component: str) -> ModelMixin:
     """One component in fp32, from the folder that has it."""
-    assert entry.folder is not None
+    base = model_folder(entry)
     if component == "vae":
-        vae: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(entry.folder, subfolder="vae")
+        vae: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(base, subfolder="vae")
         return vae.float()
-    folder: Path = entry.transformer or entry.folder / "transformer"
+    folder: Path = entry.transformer or base / "transformer"
     transformer: WanTransformer3DModel = load_transformer(folder, torch.float32, "cpu")
     return transformer

@@ -1,4 +1,4 @@
-"""Which samples a step sees, as functions of (seed, step): nothing to save, nothing to broadcast."""
+"""Which samples a step sees, as functions of (seed, step): nothing to save or to broadcast."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,7 @@
-"""The folder is the registry: every file in trainers/algorithms/ is a method of that name."""
+"""The folder is the registry: every file in trainers/algorithms/ is a method of that name.
+
+Every file in trainers/rewards/ is a reward.
+"""
 
 import importlib
 from collections.abc import Sequence
@@ -14,22 +17,45 @@ from trainers.config import TrainConfig, merge
 
 if TYPE_CHECKING:
     from trainers.algorithm import Algorithm
+    from trainers.reward import Reward
+
+# Other projects' names for w in positive + w * (positive - negative): FastVideo's, and the papers'.
+DMD_FORM_GUIDANCE = ("real_score_guidance_scale", "guidance_w", "w")
 
 FOLDER = Path(__file__).parent / "algorithms"
+REWARDS = Path(__file__).parent / "rewards"
 
 
 def methods() -> list[str]:
     """The names of all methods, sorted. Imports none of them."""
-    return sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+    return _names(FOLDER)
+
+
+def rewards() -> list[str]:
+    """The names of all rewards, sorted. Imports none of them."""
+    return _names(REWARDS)
 
 
 def algorithm_class(method: str) -> "type[Algorithm[Any]]":
     """The `Method` class in the method's file. ValueError for an unknown name."""
-    if method not in methods():
-        near = get_close_matches(method, methods(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(methods())}"
-        raise ValueError(f"method: there is no method {method!r}; {hint}")
+    _require_known("method", method, methods())
     return importlib.import_module(f"trainers.algorithms.{method}").Method
+
+
+def load_reward(reward: str) -> "Reward":
+    """The `RewardModel` in the reward's file, ready to score."""
+    return importlib.import_module(f"trainers.rewards.{reward}").RewardModel()
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def _require_known(kind: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(known)}"
+        raise ValueError(f"{kind}: there is no {kind} {name!r}; {hint}")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig[Any]:
@@ -53,6 +79,22 @@ def build_config(tree: dict[str, Any]) -> TrainConfig[Any]:
         raise ValueError(f"method: name one of {', '.join(methods())}")
     method_config = algorithm_class(tree["method"]).Config
     try:
-        return TrainConfig[method_config].model_validate(tree)  # type: ignore[valid-type]
+        config = TrainConfig[method_config].model_validate(tree)  # type: ignore[valid-type]
     except ValidationError as error:
-        raise ValueError(explain(error)) from error
+        raise ValueError(_foreign_guidance(error) or explain(error)) from error
+    if config.reward is not None:
+        _require_known("reward", config.reward, rewards())
+    return config
+
+
+def _foreign_guidance(error: ValidationError) -> str | None:
+    """What to write in place of another project's guidance, where the first problem is one."""
+    first = error.errors()[0]
+    field, value = ".".join(map(str, first["loc"])), first["input"]
+    if first["type"] != "extra_forbidden" or first["loc"][-1] not in DMD_FORM_GUIDANCE:
+        return None
+    number = f" = {value + 1:g}" if isinstance(value, int | float) else ""
+    return (
+        f"{field}: is w of positive + w * (positive - negative), and guidance here is negative + "
+        f"guidance_scale * (positive - negative); set guidance_scale = w + 1{number}"
+    )

@@ -1,48 +1,104 @@
-"""Videos drawn while training, the way the studio would: same prompts, same seed, every time."""
+"""Videos drawn while training, as the studio would draw them, and what is remembered of them."""
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from pipelines.denoiser import Denoiser
+from pipelines.files import atomic_path
 from pipelines.generate import sample_video
-from pipelines.loading import load_components
-from pipelines.registry import Registry
+from pipelines.recipe import Recipe
 from pipelines.video import write_video
-from trainers.config import TrainConfig
-from trainers.distributed import World
+from trainers import drift
+from trainers.distributed import World, any_rank
+from trainers.models import Codecs
 from trainers.roles import BuiltRole
+from trainers.worlds.shapes import Caption
+from trainers.worlds.shapes_checker import observe
 
 
-class SampleWriter:
-    """Keeps the VAE and text encoder at hand and draws `config.samples` from a role."""
+@dataclass(frozen=True)
+class Sample:
+    """A drawn video by its figures; the thumbnail [3, 8, 16, 16] is what diversity compares."""
 
-    def __init__(self, config: TrainConfig[Any], run_dir: Path, world: World):
-        self.run_dir, self.world = run_dir, world
-        registry = Registry()
-        wanted = config.samples
-        self.recipes = [
-            registry.recipe(
-                config.model,
-                prompt,
-                seed=wanted.seed,
-                steps=wanted.num_inference_steps,
-                guidance_scale=wanted.guidance_scale,
-            )
-            for prompt in wanted.prompts
-        ]
-        entry = registry.entry(config.model)
-        assert entry.folder is not None  # `registry.recipe` has refused a model that is not here
-        device = str(world.device)
-        self.components = load_components(entry.folder, entry.preset.text_length, device)
+    recipe: Recipe
+    figures: drift.Figures
+    thumbnail: Tensor
 
-    def write(self, step: int, role: BuiltRole) -> Path:
-        """Writes samples/step_NNNNNN/NN.mp4. Every rank takes part, the main one writes."""
-        folder = self.run_dir / "samples" / f"step_{step:06d}"
+    def save(self, path: Path) -> None:
+        """Writes what `load` reads; atomic."""
+        metadata = {"recipe": self.recipe.to_json(), "figures": json.dumps(self.figures)}
+        with atomic_path(path) as partial:
+            save_file({"thumbnail": self.thumbnail.contiguous()}, partial, metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> "Sample":
+        """Reads what `save` wrote."""
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            recipe = Recipe.model_validate_json(metadata["recipe"])
+            return cls(recipe, json.loads(metadata["figures"]), file.get_tensor("thumbnail"))
+
+
+class Sampler:
+    """Draws videos into one folder. Every rank takes part, the main one writes.
+
+    With `check_captions` prompts are captions of the shapes world, and accuracy is a figure too.
+    """
+
+    def __init__(self, codecs: Codecs, folder: Path, world: World, check_captions: bool):
+        self.prompts, self.codec = codecs.prompts, codecs.video
+        self.folder, self.world, self.check_captions = folder, world, check_captions
+
+    def draw(self, recipe: Recipe, role: BuiltRole, name: str) -> Sample:
+        """Samples the role, writes NAME.mp4 and measures the video."""
+        training = role.call.training
         role.call.eval()
-        for number, recipe in enumerate(self.recipes):
-            video = sample_video(recipe, self.components, cast(Denoiser, role.call))
-            if self.world.is_main:
-                frames = video[0].permute(0, 2, 3, 1).cpu().numpy()
-                write_video(folder / f"{number:02d}.mp4", frames, recipe.fps, recipe.to_json())
-        role.call.train()
-        return folder
+        video = sample_video(recipe, self.prompts, self.codec, cast(Denoiser, role.call))
+        role.call.train(training)
+        if self.world.is_main:
+            frames = video[0].permute(0, 2, 3, 1).cpu().numpy()
+            write_video(self.folder / f"{name}.mp4", frames, recipe.fps, recipe.to_json())
+        return Sample(recipe, self._figures(recipe, video), drift.thumbnail(video)[0].cpu())
+
+    def draw_once(self, recipe: Recipe, role: BuiltRole, name: str) -> Sample:
+        """As `draw`, but what an earlier start has drawn of this very recipe is not drawn again."""
+        path = self.folder / f"{name}.safetensors"
+        known = self.world.is_main and path.is_file() and Sample.load(path).recipe == recipe
+        if any_rank(known, self.world):
+            return Sample.load(path)
+        sample = self.draw(recipe, role, name)
+        if self.world.is_main:
+            sample.save(path)
+        return sample
+
+    def _figures(self, recipe: Recipe, video: Tensor) -> drift.Figures:
+        figures = {name: float(measure(video)) for name, measure in drift.FIGURES.items()}
+        if self.check_captions:
+            seen = observe(video[0].permute(0, 2, 3, 1).cpu().numpy())
+            matches = list(seen.matches(Caption.parse(recipe.prompt)).values())
+            figures["prompt_accuracy"] = float(all(matches))
+            figures["slot_accuracy"] = sum(matches) / len(matches)
+        return figures
+
+
+def summary(samples: Sequence[Sample]) -> drift.Figures:
+    """The mean of every figure; with several seeds a prompt also their diversity."""
+    figures = {
+        name: sum(sample.figures[name] for sample in samples) / len(samples)
+        for name in samples[0].figures
+    }
+    by_prompt: dict[str, list[Tensor]] = {}
+    for sample in samples:
+        by_prompt.setdefault(sample.recipe.prompt, []).append(sample.thumbnail)
+    groups = [torch.stack(thumbnails) for thumbnails in by_prompt.values()]
+    if all(len(group) > 1 for group in groups):
+        figures["diversity"] = float(torch.stack([drift.diversity(g) for g in groups]).mean())
+    return figures

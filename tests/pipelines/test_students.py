@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ EMBEDDED = {"num_inference_steps": 2, "guidance_scale": 4.0, "guidance_mode": "e
 TWO_PASS = SamplerSpec(num_inference_steps=30, guidance_scale=6)
 
 
-def write_student(folder: Path, sampler: dict[str, object], **changes: object) -> Path:
+def write_student(folder: Path, sampler: dict[str, Any], **changes: Any) -> Path:
     """A student of `mini` without weights."""
     folder.mkdir(parents=True)
     spec = {"base": "mini", "sampler": sampler, "text_length": 12, "width": 32, "height": 32}
@@ -113,9 +114,9 @@ def test_a_student_is_found_by_its_folder(registry: Registry, own_models: Path) 
     ],
 )
 def test_a_student_that_cannot_work_is_listed_with_the_reason(
-    changes: dict[str, object], message: str, registry: Registry, own_models: Path
+    changes: dict[str, Any], message: str, registry: Registry, own_models: Path
 ) -> None:
-    folder = write_student(own_models / "student", FEW, **changes)
+    folder = write_student(own_models / "student", **({"sampler": FEW} | changes))
     write_lora(folder, seed=4)
     for entry in (registry.models()["student"], registry.entry(str(folder))):
         assert re.search(message, entry.missing or "")

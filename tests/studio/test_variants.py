@@ -1,6 +1,8 @@
 """A variant, its recipe and its command say the same thing."""
 
+import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from pipelines.recipe import Adapter, Recipe, SamplerSpec
 from pipelines.registry import Registry
 from pipelines.video import read_recipe
+from studio.panels import model_choices
 from studio.store import ClipInfo
 from studio.studio import estimate_sec, metric_lines
 from studio.variants import (
@@ -120,3 +123,21 @@ def test_a_lora_keeps_its_own_alpha_when_none_is_given(registry: Registry) -> No
     (adapter,) = recipe.adapters
     assert adapter == Adapter(path=lora, fingerprint=adapter.fingerprint)
     assert adapter.fingerprint is not None
+
+
+def test_a_student_is_a_choice_with_its_own_settings_and_one_forward_a_step(
+    registry: Registry, tmp_path: Path
+) -> None:
+    folder = tmp_path / "guided"
+    folder.mkdir()
+    sampler = {"num_inference_steps": 6, "guidance_scale": 3.0, "guidance_mode": "embedded"}
+    spec = {"base": "tiny-wan", "title": "Guided", "sampler": sampler}
+    (folder / "sampler.json").write_text(json.dumps(spec))
+    shutil.copy(registry.loras()[0], folder / "lora.safetensors")
+    found = Registry([*registry.model_dirs, tmp_path])
+    assert ("Guided (distilled)", "guided") in model_choices(found)
+    variant = own_variant(found, "guided")
+    assert (variant.num_inference_steps, variant.guidance_scale) == (6, 3)
+    recipe = to_recipe(found, variant.model_copy(update={"guidance_scale": 7}), "a red circle")
+    assert recipe.num_forwards == 6
+    assert "--negative-prompt" not in cli_command(found, recipe, "a.mp4")

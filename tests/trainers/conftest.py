@@ -1,44 +1,35 @@
 """A Wan of a few thousand parameters and a data set for it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
+from tests.pipelines.conftest import build_pipeline
 from trainers.config import TrainConfig
 from trainers.data import write_prepared
 from trainers.registry import algorithm_class, build_config
 
-TEXT_DIM = 12
-TEXT_LENGTH = 8
+TEXT_DIM = 16
+TEXT_LENGTH = 12
 
 
 @pytest.fixture(scope="session")
-def micro_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A diffusers folder with a transformer and a VAE, random weights."""
-    folder = tmp_path_factory.mktemp("micro-wan")
-    torch.manual_seed(0)
-    WanTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=16,
-        out_channels=16,
-        text_dim=TEXT_DIM,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=2,
-    ).save_pretrained(folder / "transformer")
-    AutoencoderKLWan(
-        base_dim=4,
-        dim_mult=[1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[True, True],
-        patch_size=2,
-        in_channels=12,
-        out_channels=12,
-    ).save_pretrained(folder / "vae")
+def whole_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole diffusers folder, text encoder and tokenizer included; 32x32, 5 frames, 3 steps."""
+    folder = tmp_path_factory.mktemp("whole") / "mini"
+    build_pipeline().save_pretrained(folder)
+    sampler = {"num_inference_steps": 3, "flow_shift": 3.0, "guidance_scale": 5.0}
+    spec = {
+        "sampler": sampler,
+        "text_length": TEXT_LENGTH,
+        "width": 32,
+        "height": 32,
+        "num_frames": 5,
+    }
+    (folder / "sampler.json").write_text(json.dumps(spec | {"fps": 8}))
     return folder
 
 
@@ -60,7 +51,7 @@ def micro_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config_tree(micro_model: Path, micro_data: Path):
+def config_tree(whole_model: Path, micro_data: Path):
     """method, settings -> the tree of a valid five-step configuration."""
 
     def tree(method: str, **settings: Any) -> dict[str, Any]:
@@ -71,7 +62,7 @@ def config_tree(micro_model: Path, micro_data: Path):
         return {
             "name": "micro",
             "method": method,
-            "model": str(micro_model),
+            "model": str(whole_model),
             "data": by_component[algorithm_class(method).component],
             "num_steps": 5,
             "precision": "fp32",

@@ -1,5 +1,6 @@
 """The loop: updates, resume, stop, ranks. All on a micro Wan with real FSDP and checkpoints."""
 
+import itertools
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +19,36 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from trainers.__main__ import main
 from trainers.checkpoint import checkpoint_folders
 from trainers.config import Ema, Trainable, TrainConfig
 from trainers.distributed import World
-from trainers.engine import Trainer, learning_rate
-from trainers.registry import methods
-from trainers.roles import load_base
+from trainers.engine import Trainer
+from trainers.models import load_models
+from trainers.optimizer import learning_rate
+from trainers.registry import algorithm_class, methods
+from trainers.skips import MAX_IN_A_ROW
 
 ONE = World(0, 1, torch.device("cpu"))
 EMA = {"student": {"learning_rate": 1e-3}, "ema": {"decay": 0.5}}
 LORA = {"student": {"learning_rate": 1e-2, "lora": {"rank": 2, "alpha": 4}}}
 
 
+SHARED = {  # DMD2 with everything that has a state of its own, on one base
+    "student": {"learning_rate": 1e-2, "lora": {"rank": 2}},
+    "critic": {"learning_rate": 1e-2, "lora": {"rank": 2}, "pull": {"decay": 0.9}},
+    "ema": {"decay": 0.5, "start_step": 3},
+    "student_every": 2,
+}
+
+
 def trainer(config: TrainConfig[Any], run_dir: Path) -> Trainer:
-    component = "vae" if config.method == "autoencoder" else "transformer"
-    return Trainer(config, load_base(Path(config.model), component), run_dir, ONE)
+    return Trainer(config, load_models(config), run_dir, ONE)
+
+
+def every_parameter(trained: Trainer) -> Iterator[torch.nn.Parameter]:
+    for role in trained.roles.values():
+        yield from role.network.parameters()
 
 
 def parameters(trained: Trainer) -> dict[str, Tensor]:
@@ -46,35 +63,60 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("method", methods())
+def own_roles(method: str, **settings: Any) -> dict[str, Any]:
+    """The settings of every network that a method trains, and of its moving averages."""
+    roles = algorithm_class(method).Config().roles()
+    trained = [name for name, role in roles.items() if isinstance(role, Trainable)]
+    tree: dict[str, Any] = {name: {"learning_rate": 1e-2} | settings for name in trained}
+    if "ema" in algorithm_class(method).Config.model_fields:
+        tree["ema"] = {"decay": 0.5}
+    return tree
+
+
+FORMS = [(method, {}) for method in methods()]
+FORMS += [(method, {"lora": {"rank": 2}}) for method in methods() if method != "autoencoder"]
+GAN = {"discriminator": {"learning_rate": 1e-2}, "rollout": "data"}
+CONTRACTS = [(method, own_roles(method, **lora)) for method, lora in FORMS]
+CONTRACTS += [("dmd2", own_roles("dmd2", **lora) | GAN) for _, lora in (FORMS[0], FORMS[-1])]
+
+
+@pytest.mark.parametrize(
+    ("method", "algorithm"),
+    CONTRACTS,
+    ids=lambda value: "" if isinstance(value, str) else "lora" * ("lora" in value["student"]),
+)
 def test_every_method_moves_exactly_its_trained_roles_and_stays_finite(
-    method: str, config, tmp_path: Path
+    method: str, algorithm: dict[str, Any], config, tmp_path: Path
 ) -> None:
-    run = trainer(config(method, num_steps=2), tmp_path)
-    before = parameters(run)
+    run = trainer(config(method, num_steps=2, algorithm=algorithm), tmp_path)
+    before = {id(parameter): parameter.detach().clone() for parameter in every_parameter(run)}
     assert run.train()
-    for name, after in parameters(run).items():
-        moves = isinstance(run.roles[name.split(".")[0]].settings, Trainable | Ema)
-        assert torch.isfinite(after).all(), name
-        if not moves:
-            assert torch.equal(before[name], after), name
-    for role, built in run.roles.items():
-        if isinstance(built.settings, Trainable | Ema):
-            assert any(
-                not torch.equal(before[n], p)
-                for n, p in parameters(run).items()
-                if n.startswith(role)
-            )
+    assert all(torch.isfinite(parameter).all() for parameter in every_parameter(run))
+    moved = {id(p) for p in every_parameter(run) if not torch.equal(before[id(p)], p)}
+    moving = {
+        name: {id(parameter) for parameter in role.own_parameters.values()}
+        for name, role in run.roles.items()
+        if isinstance(role.settings, Trainable | Ema)
+    }
+    assert moved <= set().union(*moving.values())
+    assert [name for name, own in moving.items() if not moved & own] == []
+    assert not any(parameter.grad is not None for parameter in every_parameter(run))
     figures = read_jsonl(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in figures] == [1, 2]
     assert all(line["student/loss"] > 0 for line in figures)
 
 
-@pytest.mark.parametrize(
-    ("method", "algorithm"),
-    [("finetune", EMA), ("finetune", LORA), ("autoencoder", EMA)],
-    ids=["weights and average", "lora", "autoencoder"],
-)
+RESUMED = {
+    "weights and average": ("finetune", EMA),
+    "lora": ("finetune", LORA),
+    "autoencoder": ("autoencoder", EMA),
+    "dmd2 on a shared base": ("dmd2", SHARED),
+    "dmd2 with a discriminator": ("dmd2", own_roles("dmd2") | GAN | {"student_every": 2}),
+    "guidance embedder": ("cfg_distill", own_roles("cfg_distill", lora={"rank": 2})),
+}
+
+
+@pytest.mark.parametrize(("method", "algorithm"), RESUMED.values(), ids=RESUMED)
 def test_two_steps_and_three_more_equal_five_bitwise(
     method: str, algorithm: dict[str, Any], config, tmp_path: Path
 ) -> None:
@@ -91,10 +133,51 @@ def test_two_steps_and_three_more_equal_five_bitwise(
     expected = parameters(whole)
     assert all(torch.equal(expected[name], found) for name, found in parameters(resumed).items())
     for role, optimizer in whole.optimizers.items():
+        assert optimizer.state
         for mine, theirs in zip(
             optimizer.state.values(), resumed.optimizers[role].state.values(), strict=True
         ):
             assert all(torch.equal(mine[key], theirs[key]) for key in ("exp_avg", "exp_avg_sq"))
+
+
+def test_an_average_equals_its_role_until_its_first_step_and_then_lags(
+    config, tmp_path: Path
+) -> None:
+    average = {"decay": 0.5, "start_step": 2}
+    run = trainer(config("finetune", algorithm=EMA | {"ema": average}), tmp_path)
+    student, ema = (run.roles[name].network for name in ("student", "ema"))
+    for step in range(3):
+        before = [parameter.detach().clone() for parameter in ema.parameters()]
+        run.train_step()
+        run.step += 1
+        for old, mine, theirs in zip(before, ema.parameters(), student.parameters(), strict=True):
+            if step < 2:
+                assert torch.equal(mine, theirs)
+            else:
+                torch.testing.assert_close(mine, (old + theirs) / 2)
+
+
+def test_a_pulled_role_moves_toward_the_other_after_each_of_its_updates(
+    config, tmp_path: Path
+) -> None:
+    still = {"learning_rate": 1e-20, "lora": {"rank": 2}}
+    pulled = still | {"pull": {"toward": "student", "decay": 0.75}}
+    algorithm = {"student": still, "critic": pulled, "student_every": 2}
+    run = trainer(config("dmd2", algorithm=algorithm), tmp_path)
+    student, critic = (run.roles[name].own_parameters for name in ("student", "critic"))
+
+    def distance() -> float:
+        pairs = zip(student.values(), critic.values(), strict=True)
+        return sum((mine - theirs).abs().sum().item() for mine, theirs in pairs)
+
+    distances = [distance()]
+    for _ in range(3):
+        run.train_step()
+        run.step += 1
+        distances.append(distance())
+    # The student moves at steps 0 and 2: each leaves three quarters of the way.
+    ratios = [after / before for before, after in itertools.pairwise(distances)]
+    assert ratios == pytest.approx([0.75, 1, 0.75], rel=1e-5)
 
 
 def test_a_lora_run_leaves_the_base_alone_and_saves_only_the_adapter(
@@ -115,7 +198,7 @@ def test_a_lora_run_leaves_the_base_alone_and_saves_only_the_adapter(
 def test_a_step_averages_the_loss_of_its_micro_batches(config, tmp_path: Path) -> None:
     run = trainer(config("finetune", accumulation_steps=2), tmp_path)
     (update,) = run.algorithm.updates(0)
-    losses = [update.loss(run.data.batch(0, s, 2), run._rng(s)).value.item() for s in range(2)]
+    losses = [update.loss(run.data.batch(0, s, 2), run._rng(s, 0)).value.item() for s in range(2)]
     assert losses[0] != losses[1]
     assert run.train_step()["student/loss"].item() == pytest.approx(sum(losses) / 2, rel=1e-5)
 
@@ -135,20 +218,53 @@ def test_the_stop_file_ends_the_run_with_a_checkpoint_and_the_run_goes_on_from_i
     assert kinds == ["started", "saved", "stopped", "started", "saved", "finished"]
 
 
-def test_a_step_whose_gradient_is_not_finite_is_skipped_and_named(
-    config, config_tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = trainer(config("finetune"), tmp_path)
-    run._prepare_run_dir()
+def spoil(run: Trainer, captions: set[str]) -> None:
+    """Puts a NaN into the latents of these captions."""
     source: Any = run.data
-    source.negative = source.negative * float("nan")
+    read = type(source)._read
+
+    def spoilt(index: int) -> tuple[Tensor, Tensor]:
+        latents, prompt_embeds = read(source, index)
+        bad = source.captions[index] in captions
+        return latents * float("nan") if bad else latents, prompt_embeds
+
+    source._read = spoilt
+
+
+@pytest.mark.parametrize("method", ["finetune", "dmd2"])
+def test_a_nan_in_a_batch_skips_the_step_is_counted_and_names_its_prompts(
+    method: str, config, tmp_path: Path
+) -> None:
+    algorithm = own_roles(method) | ({"rollout": "data"} if method == "dmd2" else {})
+    run = trainer(config(method, accumulation_steps=2, algorithm=algorithm), tmp_path)
+    run._prepare_run_dir()
+    bad = run.data.batch(0, 1, 2).prompts
+    spoil(run, set(bad))
     before = parameters(run)
-    monkeypatch.setattr(
-        source, "_read", lambda i: (torch.full((16, 2, 4, 4), torch.nan), source.negative[0])
-    )
-    run.train_step()
+    figures = run.train_step()
     assert all(torch.equal(before[n], p) for n, p in parameters(run).items())
-    assert read_jsonl(tmp_path / "events.jsonl")[-1]["event"] == "skipped"
+    skipped = [e for e in read_jsonl(tmp_path / "events.jsonl") if e["event"] == "skipped"]
+    assert [event["role"] for event in skipped] == list(run.optimizers)
+    for event in skipped:
+        assert (event["step"], event["reason"]) == (0, "loss not finite")
+        assert event["prompts"] == list(bad)
+        assert figures[f"{event['role']}/num_skipped"] == 1
+    spoil(run, set())
+    assert run.train_step()["student/num_skipped"] == 1  # the same step, whole
+    assert any(not torch.equal(before[n], p) for n, p in parameters(run).items())
+
+
+def test_a_role_that_is_never_finite_ends_the_run_though_another_one_goes_on(
+    config, tmp_path: Path
+) -> None:
+    every_step = own_roles("dmd2") | {"student_every": 1}
+    run = trainer(config("dmd2", num_steps=99, algorithm=every_step), tmp_path)
+    teacher: Any = run.roles["teacher"].network
+    with torch.no_grad():
+        teacher.proj_out.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"^algorithm\.student\.learning_rate: .* not finite"):
+        run.train()
+    assert run.step == MAX_IN_A_ROW - 1
 
 
 def test_only_the_newest_checkpoints_are_kept_and_partial_ones_are_swept(
@@ -224,20 +340,41 @@ def test_two_ranks_equal_one_process_with_two_micro_batches(
             assert ours_line[key] == pytest.approx(theirs_line[key], rel=1e-5), key
 
 
-def test_a_killed_run_resumes_bitwise_equal_to_an_uninterrupted_one(
+def kill_in_mid_save(process: "subprocess.Popen[bytes]", run_dir: Path) -> None:
+    """Kills the process while a checkpoint is half written and another one is whole."""
+
+    def is_saving() -> bool:
+        return any((run_dir / "checkpoints").glob("*.partial"))
+
+    while True:
+        wait_until(lambda: is_saving() and bool(checkpoint_folders(run_dir)), pause_sec=0.001)
+        process.send_signal(signal.SIGSTOP)
+        if is_saving():
+            process.send_signal(signal.SIGKILL)
+            return
+        process.send_signal(signal.SIGCONT)
+
+
+def test_a_run_killed_in_mid_save_resumes_bitwise_equal_to_an_uninterrupted_one(
     config_tree, tmp_path: Path
 ) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config_tree("finetune", num_steps=60, save_every=5)))
+    tree = config_tree("dmd2", num_steps=60, save_every=2, algorithm=SHARED)
+    path.write_text(yaml.safe_dump(tree))
     killed_dir = tmp_path / "killed"
     with start_process(command(path, killed_dir)) as process:
-        wait_until(lambda: bool(checkpoint_folders(killed_dir)))
-        process.send_signal(signal.SIGKILL)
+        kill_in_mid_save(process, killed_dir)
+    newest = int(checkpoint_folders(killed_dir)[-1].name.removeprefix("step_"))
     assert not (killed_dir / "export").exists()
     assert run_process(command(path, killed_dir)).returncode == 0
+    events = read_jsonl(killed_dir / "events.jsonl")
+    assert [event["step"] for event in events if event["event"] == "resumed"] == [newest]
+    assert not list((killed_dir / "checkpoints").glob("*.partial"))
     assert run_process(command(path, tmp_path / "whole")).returncode == 0
-    name = "export/transformer/diffusion_pytorch_model.safetensors"
-    ours, theirs = load_file(tmp_path / "whole" / name), load_file(killed_dir / name)
+    ours, theirs = (
+        load_file(d / "export/lora.safetensors") for d in (tmp_path / "whole", killed_dir)
+    )
+    assert ours
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     steps = [line["step"] for line in read_jsonl(killed_dir / "metrics.jsonl")]
     assert steps == list(range(1, 61))
@@ -254,19 +391,21 @@ def test_sigterm_saves_and_ends_cleanly(config_tree, tmp_path: Path) -> None:
     assert read_jsonl(tmp_path / "run" / "events.jsonl")[-1]["event"] == "stopped"
 
 
-def wait_until(condition, timeout_sec: float = 90) -> None:
+def wait_until(condition, timeout_sec: float = 90, pause_sec: float = 0.02) -> None:
     deadline = time.monotonic() + timeout_sec
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
+        time.sleep(pause_sec)
 
 
-def test_a_run_directory_of_another_configuration_is_refused(config_tree, tmp_path: Path) -> None:
+def test_a_run_directory_of_another_configuration_is_refused(
+    config_tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config_tree("finetune", num_steps=1)))
-    assert run_process(command(path, tmp_path / "run")).returncode == 0
-    other = run_process(command(path, tmp_path / "run", "seed=1"))
-    assert other.returncode == 2
-    assert "error: run-dir" in other.stderr
+    arguments = [str(path), "--run-dir", str(tmp_path / "run")]
+    assert main(arguments) == 0
+    assert main([*arguments, "seed=1"]) == 2
+    assert "error: run-dir" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "run")
-    assert run_process(command(path, tmp_path / "run", "seed=1")).returncode == 0
+    assert main([*arguments, "seed=1"]) == 0

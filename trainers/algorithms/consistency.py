@@ -17,10 +17,10 @@ level is never tied to clean latents. Left out: distance weights lambda(sigma), 
 """
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Self, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from pipelines.denoiser import Denoiser, guided_velocity
@@ -43,11 +43,24 @@ class Config(AlgorithmConfig):
     flow_shift: float = Field(5.0, gt=0, description="Of both grids.")
     guidance: Guidance = Guidance(min_scale=5, max_scale=5)
 
+    @model_validator(mode="after")
+    def _skips_within_the_grid(self) -> Self:
+        if self.num_skipped_steps > self.num_teacher_steps:
+            raise ValueError(
+                f"num_skipped_steps is {self.num_skipped_steps} but the grid has only "
+                f"{self.num_teacher_steps} steps; lower it"
+            )
+        return self
+
 
 class Method(Algorithm[Config]):
     """A student that jumps to the end of the path from anywhere on it."""
 
     Config = Config
+
+    def problem(self) -> str | None:
+        """A range of guidance scales needs a student that is told the scale."""
+        return self.guidance_problem(self.config.guidance)
 
     def sampler(self, own: SamplerSpec) -> SamplerSpec:
         """Jump, add new noise, jump again."""

@@ -58,6 +58,12 @@ class DecoupledGuidance(Strict):
     min_sigma: float = Field(0.5, ge=0, le=1)
     max_sigma: float = Field(0.98, ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_sigma > self.max_sigma:
+            raise ValueError(f"min_sigma {self.min_sigma:g} is above max_sigma {self.max_sigma:g}")
+        return self
+
 
 class Config(AlgorithmConfig):
     """Settings of DMD2."""
@@ -91,6 +97,8 @@ class Config(AlgorithmConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.min_sigma > self.max_sigma:
+            raise ValueError(f"min_sigma {self.min_sigma:g} is above max_sigma {self.max_sigma:g}")
         if self.rollout == "simulate" and self.sampler.name == "unipc":
             raise ValueError("sampler.name is unipc but a simulated rollout is lcm or euler")
         if self.discriminator is not None and self.rollout != "data":
@@ -110,6 +118,17 @@ class Method(Algorithm[Config]):
     """Student, critic and teacher, in the notation of the module's docstring."""
 
     Config = Config
+
+    def problem(self) -> str | None:
+        """Where the sampler and the student disagree on guidance as an input."""
+        mode, embeds = self.config.sampler.guidance_mode, self.student_embeds_guidance
+        if embeds == (mode == "embedded"):
+            return None
+        takes, right = ("takes", "embedded") if embeds else ("does not take", "off")
+        return (
+            f"algorithm.sampler.guidance_mode is {mode} but this student {takes} guidance as an "
+            f"input; set it to {right}"
+        )
 
     def sampler(self, own: SamplerSpec) -> SamplerSpec:
         """The sampler the rollout simulates."""
@@ -134,7 +153,8 @@ class Method(Algorithm[Config]):
         loss = distribution_matching(latents, gradient, weight)
         metrics = {"gradient_size": gradient.abs().mean()}
         if self.config.discriminator is not None:
-            fooled = generator_loss(self._logits(latents, batch, rng))
+            sigma = self._score_sigma(latents, rng)
+            fooled = generator_loss(self._logits(latents, sigma, batch, rng))
             metrics["generator_loss"] = fooled.detach()
             loss = loss + self.config.discriminator_weight * fooled
         return Loss(loss, metrics)
@@ -157,8 +177,9 @@ class Method(Algorithm[Config]):
         """Encoded videos against the student's, both noised to the same level."""
         with torch.no_grad():
             latents = self._rollout(batch, rng)
-        data_logits = self._logits(batch.require("latents").float(), batch, rng)
-        return Loss(discriminator_loss(data_logits, self._logits(latents, batch, rng)))
+        sigma = self._score_sigma(latents, rng)
+        data_logits = self._logits(batch.require("latents").float(), sigma, batch, rng)
+        return Loss(discriminator_loss(data_logits, self._logits(latents, sigma, batch, rng)))
 
     # ---------------------------------------------------------------- their parts
 
@@ -184,22 +205,23 @@ class Method(Algorithm[Config]):
         critic = cast(Denoiser, self.roles["critic"])
         sigma, noise = self._score_sigma(latents, rng), rng.randn_like(latents)
         noisy = add_noise(latents, noise, sigma)
-        teacher_denoised = self._teacher(noisy, sigma, batch)
+        part = self.config.decoupled_guidance
+        coupled = self.config.guidance_scale if part is None else 1.0
+        teacher_denoised = self._teacher(noisy, sigma, batch, coupled)
         if not self.config.shared_noise:
             noisy = add_noise(latents, rng.randn_like(latents), sigma)
         scale = self._critic_guidance(sigma)
         critic_denoised = critic(noisy, sigma, batch.require("prompt_embeds"), scale)
         delta = critic_denoised - teacher_denoised
         normaliser = sample_scale if self.config.normaliser == "sample" else column_scale
-        if self.config.decoupled_guidance is not None:
-            delta = delta - self._guidance_part(latents, batch, rng)
-        return (delta / normaliser(latents, teacher_denoised)).nan_to_num()
+        if part is not None:
+            delta = delta - self._guidance_part(part, latents, batch, rng)
+        return delta / normaliser(latents, teacher_denoised)
 
-    def _teacher(self, noisy: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
-        """The guided teacher's denoised latents; not guided where guidance is a part of its own."""
+    def _teacher(self, noisy: Tensor, sigma: Tensor, batch: Batch, guidance_scale: float) -> Tensor:
+        """The teacher's denoised latents at a guidance scale."""
         teacher = cast(Denoiser, self.roles["teacher"])
-        decoupled = self.config.decoupled_guidance is not None
-        scale = torch.full_like(sigma, 1.0 if decoupled else self.config.guidance_scale)
+        scale = torch.full_like(sigma, guidance_scale)
         prompt_embeds, negative = (
             batch.require("prompt_embeds"),
             batch.require("negative_prompt_embeds"),
@@ -207,16 +229,14 @@ class Method(Algorithm[Config]):
         velocity = guided_velocity(teacher, noisy, sigma, prompt_embeds, negative, scale)
         return denoised_from_velocity(noisy, velocity, sigma)
 
-    def _guidance_part(self, latents: Tensor, batch: Batch, rng: Rng) -> Tensor:
-        """(g - 1) * (d_teacher(prompt) - d_teacher(negative)) at noise levels of its own."""
-        teacher, part = cast(Denoiser, self.roles["teacher"]), self.config.decoupled_guidance
-        assert part is not None
+    def _guidance_part(
+        self, part: DecoupledGuidance, latents: Tensor, batch: Batch, rng: Rng
+    ) -> Tensor:
+        """What guidance adds, (g - 1) * (d(prompt) - d(negative)), at noise levels of its own."""
         sigma = rng.uniform(latents.shape[0], part.min_sigma, part.max_sigma, latents.device)
         noisy = add_noise(latents, rng.randn_like(latents), sigma)
-        prompt_embeds = batch.require("prompt_embeds")
-        negative = batch.require("negative_prompt_embeds").expand_as(prompt_embeds)
-        pull = teacher(noisy, sigma, prompt_embeds) - teacher(noisy, sigma, negative)
-        return (self.config.guidance_scale - 1) * pull
+        guided = self._teacher(noisy, sigma, batch, self.config.guidance_scale)
+        return guided - self._teacher(noisy, sigma, batch, 1.0)
 
     def _score_sigma(self, latents: Tensor, rng: Rng) -> Tensor:
         """Noise levels at which teacher and critic are compared. [B]."""
@@ -230,10 +250,9 @@ class Method(Algorithm[Config]):
             torch.full_like(sigma, self.config.guidance_scale) if critic.embeds_guidance else None
         )
 
-    def _logits(self, latents: Tensor, batch: Batch, rng: Rng) -> Tensor:
-        """What the discriminator says about latents at a random noise level. [B]."""
+    def _logits(self, latents: Tensor, sigma: Tensor, batch: Batch, rng: Rng) -> Tensor:
+        """What the discriminator says about latents noised to sigma [B]. [B]."""
         teacher, discriminator = cast(Denoiser, self.roles["teacher"]), self.roles["discriminator"]
-        sigma = self._score_sigma(latents, rng)
         noisy = add_noise(latents, rng.randn_like(latents), sigma)
         logits: Tensor = discriminator(
             teacher.features(noisy, sigma, batch.require("prompt_embeds"))

@@ -59,6 +59,10 @@ class Method(Algorithm[Config]):
 
     Config = Config
 
+    def problem(self) -> str | None:
+        """A range of guidance scales needs a student that is told the scale."""
+        return self.guidance_problem(self.config.guidance)
+
     def sampler(self, own: SamplerSpec) -> SamplerSpec:
         """Euler on the student's grid: the very step it was trained to make."""
         config = self.config

@@ -1,0 +1,183 @@
+"""What a run is made of, counted without its weights: a block's operations, and who runs how often.
+
+A transformer block runs at the run's own size on tensors without storage; a one-block stand-in goes
+through the method's own losses.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from diffusers import ModelMixin, WanTransformer3DModel
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipelines.denoiser import Denoiser
+from pipelines.guidance import add_guidance_embedder, time_embedding
+from trainers.adapters import RoleDenoiser
+from trainers.algorithm import Batch, Rng
+from trainers.config import Discriminator, TrainConfig
+from trainers.models import Model
+from trainers.registry import algorithm_class
+from trainers.roles import BuiltRole, build_roles
+
+NUM_STEPS_COUNTED = 20
+TEXT_TOKENS = 512
+MEASURED_TOKENS = {"cpu": 128, "cuda": 8192}
+NUM_MEASURED = 3
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """One block of a role and one micro-batch, on one rank."""
+
+    forward_flops: float
+    backward_flops: float
+    kept_bytes: float  # by autograd, until backward
+    input_bytes: float
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Of one role in one micro-batch of one step, on average."""
+
+    num_forwards: float
+    num_backwards: float
+
+
+def block_cost(
+    role: BuiltRole, shape: tuple[int, ...], batch_size: int, precision: str
+) -> BlockCost:
+    """The cost of a role's first block for latents of shape (F, H, W).
+
+    The role must have been built on tensors without storage, in whose mode this is to be called.
+    """
+    transformer = cast(WanTransformer3DModel, role.network)
+    if isinstance(role.call, RoleDenoiser):
+        role.call.switch.activate(role.adapter)
+    dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    rotary = transformer.rope(torch.empty(1, 1, *shape))
+    num_tokens = rotary[0].shape[1]
+    tokens = torch.empty(batch_size, num_tokens, dim, dtype=dtype, requires_grad=True)
+    text = torch.empty(batch_size, TEXT_TOKENS, dim, dtype=dtype)
+    weights = {_storage_id(parameter) for parameter in transformer.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[_storage_id(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as forward, autocast, hooks:
+        output = transformer.blocks[0](tokens, text, torch.empty(batch_size, 6, dim), rotary)
+    with FlopCounterMode(display=False) as backward:
+        output.float().sum().backward()
+    return BlockCost(
+        forward_flops=forward.get_total_flops(),
+        backward_flops=backward.get_total_flops(),
+        kept_bytes=sum(size for storage, size in kept.items() if storage not in weights),
+        input_bytes=tokens.numel() * tokens.element_size(),
+    )
+
+
+def _storage_id(tensor: Tensor) -> int:
+    """Views share it; a tensor without storage has no address."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def stand_ins(models: Mapping[str, Model]) -> dict[str, Model]:
+    """One-block networks in place of others; models that share a network still share one."""
+    by_network = {id(model.network): _stand_in(model) for model in models.values()}
+    return {name: Model(by_network[id(model.network)]) for name, model in models.items()}
+
+
+def _stand_in(model: Model) -> ModelMixin:
+    network = cast(WanTransformer3DModel, model.network)
+    small = WanTransformer3DModel(
+        num_attention_heads=1,
+        attention_head_dim=12,
+        in_channels=network.config.in_channels,
+        out_channels=network.config.out_channels,
+        text_dim=8,
+        freq_dim=8,
+        ffn_dim=8,
+        num_layers=1,
+    )
+    if time_embedding(network) is not None or (model.lora is not None and model.lora.guidance):
+        add_guidance_embedder(small)
+    return small
+
+
+def count_runs(config: TrainConfig[Any], models: Mapping[str, Model]) -> dict[str, Runs]:
+    """What the method's losses run in a micro-batch, over its first steps, by role."""
+    roles = build_roles(config.algorithm, models)
+    channels = models[""].network.config.in_channels
+    embeds = torch.randn(1, 4, 8)
+    batch = Batch(
+        ("",), None, torch.randn(1, channels, 1, 2, 2), embeds, embeds, (channels, 1, 2, 2)
+    )
+    num_forwards: Counter[str] = Counter()
+    num_backwards: Counter[str] = Counter()
+
+    def count(name: str, call: Denoiser) -> None:
+        velocity = call.velocity
+
+        def counted(*inputs: Any) -> Tensor:
+            output = velocity(*inputs)
+            num_forwards[name] += 1
+            num_backwards[name] += output.requires_grad
+            return output
+
+        call.velocity = counted  # type: ignore[method-assign, assignment]
+
+    names = [name for name, role in roles.items() if not isinstance(role.settings, Discriminator)]
+    for name in names:
+        count(name, cast(Denoiser, roles[name].call))
+    score = (lambda latents, prompts: torch.zeros(len(latents))) if config.reward else None
+    calls = {name: role.call for name, role in roles.items()}
+    method = algorithm_class(config.method)(config.algorithm, calls, score)
+    rng = Rng(torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
+    for step in range(NUM_STEPS_COUNTED):
+        for update in method.updates(step):
+            update.loss(batch, rng)
+    return {
+        name: Runs(num_forwards[name] / NUM_STEPS_COUNTED, num_backwards[name] / NUM_STEPS_COUNTED)
+        for name in names
+    }
+
+
+def measured_flops(config: TrainConfig[Any], network: WanTransformer3DModel) -> tuple[float, str]:
+    """Operations a second of one forward of a block as wide as the network's, and where it ran."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    with torch.device("meta"):
+        small = WanTransformer3DModel.from_config({**network.config, "num_layers": 1})
+    small = small.to(dtype).to_empty(device=device).requires_grad_(False)
+    for parameter in small.parameters():
+        parameter.zero_()  # what lies in fresh memory may be slow to compute with
+    dim = network.config.num_attention_heads * network.config.attention_head_dim
+    tokens = torch.zeros(1, MEASURED_TOKENS[device], dim, dtype=dtype, device=device)
+    text = torch.zeros(1, TEXT_TOKENS, dim, dtype=dtype, device=device)
+    modulation = torch.zeros(1, 6, dim, device=device)
+
+    def run() -> None:
+        small.blocks[0](tokens, text, modulation, None)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    with FlopCounterMode(display=False) as counter:
+        run()
+    seconds = []
+    for _ in range(NUM_MEASURED):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    where = torch.cuda.get_device_name() if device == "cuda" else "this machine's CPU"
+    return counter.get_total_flops() / min(seconds), where

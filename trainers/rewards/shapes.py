@@ -1,0 +1,21 @@
+"""The share of a caption's slots that hold, read by the exact checker of the shapes world."""
+
+import torch
+from torch import Tensor
+
+from trainers.reward import Reward
+from trainers.worlds.shapes import Caption
+from trainers.worlds.shapes_checker import observe
+
+
+class RewardModel(Reward):
+    """0 where no slot holds, 1 where all five do."""
+
+    def score(self, video: Tensor, prompts: tuple[str, ...]) -> Tensor:
+        """video [B, F, C, H, W] in [0, 1] -> [B]. ValueError for a prompt outside the grammar."""
+        clips = video.permute(0, 1, 3, 4, 2).cpu().numpy()
+        shares = []
+        for clip, prompt in zip(clips, prompts, strict=True):
+            matches = observe(clip).matches(Caption.parse(prompt))
+            shares.append(sum(matches.values()) / len(matches))
+        return torch.tensor(shares)
