@@ -4,6 +4,7 @@ A transformer block runs at the run's own size on tensors without storage; a one
 through the method's own losses.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from typing import Any, cast
 import torch
 from diffusers import ModelMixin, WanTransformer3DModel
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.denoiser import Denoiser
@@ -51,20 +54,32 @@ class Runs:
 def block_cost(
     role: BuiltRole, shape: tuple[int, ...], batch_size: int, precision: str
 ) -> BlockCost:
-    """The cost of a role's first block for latents of shape (F, H, W).
-
-    The role must have been built on tensors without storage, in whose mode this is to be called.
-    """
+    """The cost of a role's first block for latents of shape (F, H, W); the role may be on meta."""
     transformer = cast(WanTransformer3DModel, role.network)
     if isinstance(role.call, RoleDenoiser):
         role.call.switch.activate(role.adapter)
-    dim = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    with FakeTensorMode():  # as on a CPU, where autocast and attention are as in training
+        return _fake_block_cost(transformer, shape, batch_size, precision)
+
+
+def _fake_block_cost(
+    transformer: WanTransformer3DModel, shape: tuple[int, ...], batch_size: int, precision: str
+) -> BlockCost:
+    head_dim = transformer.config.attention_head_dim
+    dim = transformer.config.num_attention_heads * head_dim
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    rotary = transformer.rope(torch.empty(1, 1, *shape))
-    num_tokens = rotary[0].shape[1]
+    sides = zip(shape, transformer.config.patch_size, strict=True)
+    num_tokens = math.prod(side // patch for side, patch in sides)
     tokens = torch.empty(batch_size, num_tokens, dim, dtype=dtype, requires_grad=True)
     text = torch.empty(batch_size, TEXT_TOKENS, dim, dtype=dtype)
-    weights = {_storage_id(parameter) for parameter in transformer.parameters()}
+    modulation = torch.empty(batch_size, 6, dim)
+    rotary = (torch.empty(1, num_tokens, 1, head_dim), torch.empty(1, num_tokens, 1, head_dim))
+    block = transformer.blocks[0]
+    weights = {
+        name: torch.empty(p.shape, dtype=p.dtype, requires_grad=p.requires_grad)
+        for name, p in block.named_parameters()
+    }
+    own = {_storage_id(weight) for weight in weights.values()}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -74,13 +89,13 @@ def block_cost(
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with FlopCounterMode(display=False) as forward, autocast, hooks:
-        output = transformer.blocks[0](tokens, text, torch.empty(batch_size, 6, dim), rotary)
+        output = functional_call(block, weights, (tokens, text, modulation, rotary))
     with FlopCounterMode(display=False) as backward:
         output.float().sum().backward()
     return BlockCost(
         forward_flops=forward.get_total_flops(),
         backward_flops=backward.get_total_flops(),
-        kept_bytes=sum(size for storage, size in kept.items() if storage not in weights),
+        kept_bytes=sum(size for storage, size in kept.items() if storage not in own),
         input_bytes=tokens.numel() * tokens.element_size(),
     )
 
@@ -159,8 +174,8 @@ def measured_flops(config: TrainConfig[Any], network: WanTransformer3DModel) -> 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     with torch.device("meta"):
         small = WanTransformer3DModel.from_config({**network.config, "num_layers": 1})
-    small = small.to(dtype).to_empty(device=device).requires_grad_(False)
-    for parameter in small.parameters():
+    block = small.blocks[0].to(dtype).to_empty(device=device).requires_grad_(False)
+    for parameter in block.parameters():
         parameter.zero_()  # what lies in fresh memory may be slow to compute with
     dim = network.config.num_attention_heads * network.config.attention_head_dim
     tokens = torch.zeros(1, MEASURED_TOKENS[device], dim, dtype=dtype, device=device)
@@ -168,7 +183,7 @@ def measured_flops(config: TrainConfig[Any], network: WanTransformer3DModel) -> 
     modulation = torch.zeros(1, 6, dim, device=device)
 
     def run() -> None:
-        small.blocks[0](tokens, text, modulation, None)
+        block(tokens, text, modulation, None)
         if device == "cuda":
             torch.cuda.synchronize()
 

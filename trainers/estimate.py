@@ -15,9 +15,9 @@ and communication are not counted.
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+import torch
 from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipelines.files import read_json
 from pipelines.recipe import TEMPORAL_STRIDE
@@ -44,22 +44,19 @@ H100_FLOPS = 0.4 * 989e12  # a second: 40 % of the bf16 peak in its data sheet, 
 
 def estimate(config: TrainConfig[Any]) -> str:
     """The estimate as text. ValueError where a model or its architecture is unknown."""
-    without_storage = FakeTensorMode(allow_non_fake_inputs=True)
-    with without_storage:
+    with torch.device("meta"):
         models = load_models(config, _skeleton)
     if algorithm_class(config.method).component == "vae":
         roles = build_roles(config.algorithm, models)
         return "\n".join([*_parameters(roles), "memory and time: for transformers only"])
     runs = count_runs(config, stand_ins(models))
     shape, batch_size = _largest_batch(config)
-    with without_storage:
+    with torch.device("meta"):
         roles = build_roles(config.algorithm, models)
-        for transformer, own in transformers_of(roles.values()):
-            if config.precision == "bf16":
-                store_frozen_in_bf16(transformer, own)
-        costs = {
-            name: block_cost(roles[name], shape, batch_size, config.precision) for name in runs
-        }
+    for transformer, own in transformers_of(roles.values()):
+        if config.precision == "bf16":
+            store_frozen_in_bf16(transformer, own)
+    costs = {name: block_cost(roles[name], shape, batch_size, config.precision) for name in runs}
     speed = measured_flops(config, cast(WanTransformer3DModel, roles["student"].network))
     size = f"latents {'x'.join(map(str, shape))}, batch {batch_size}, {_num_ranks(config)} rank(s)"
     return "\n".join(
@@ -195,7 +192,7 @@ def _seconds(flops: float, measured: tuple[float, str]) -> list[str]:
     return [
         f"time a step: {flops / 1e12:.3f} TFLOP a rank",
         *(
-            f"  {flops / speed:12.2f} s at {speed / 1e12:.3f} TFLOP/s, {where}"
+            f"  {flops / speed:12.4g} s at {speed / 1e12:.3f} TFLOP/s, {where}"
             for where, speed in speeds.items()
         ),
     ]

@@ -83,7 +83,8 @@ def test_a_dry_run_prints_the_resolved_configuration_and_trains_nothing(
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "num_steps: 9" in result.stdout
-    assert "M parameters" in result.stdout
+    assert "parameters" in result.stdout
+    assert "memory a rank" in result.stdout
     assert not run_dir.exists()
 
 

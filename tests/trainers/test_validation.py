@@ -225,7 +225,8 @@ def test_a_run_ends_when_patience_does_and_stays_ended(
     start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = start({"patience": 2}, num_steps=9)
-    scored(run, monkeypatch, {1: -0.5, 2: -0.1, 3: -0.2, 4: float("nan")})
+    nan = float("nan")
+    scored(run, monkeypatch, {1: nan, 2: -0.1, 3: -0.2, 4: nan})
     assert run.train()
     assert run.step == 4
     events = read_jsonl(tmp_path / "events.jsonl")

@@ -1,0 +1,110 @@
+"""What test_scale.py runs under torchrun: one process group after another, one folder a layout."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers import WanTransformer3DModel
+from torch.distributed.tensor import DTensor
+
+from trainers.checkpoint import full_weights
+from trainers.config import TrainConfig
+from trainers.distributed import World, join_world, leave_world, share_context
+from trainers.engine import Trainer
+from trainers.models import load_models
+from trainers.registry import build_config
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "sharded": {},
+    "replicated": {"parallel": {"replicate": 2}},
+    "context": {"parallel": {"context": 2}},
+    "bf16": {"precision": "bf16", "activation_checkpointing": True},
+    "context bf16": {
+        "parallel": {"context": 2},
+        "precision": "bf16",
+        "activation_checkpointing": True,
+    },
+}
+
+
+def save_roles(run: Trainer, world: World, folder: Path) -> None:
+    """Whole weights of all trained and averaged roles, and whether they lie in pieces."""
+    kept = {name: role for name, role in run.roles.items() if name != "teacher"}
+    weights = {name: full_weights(role.own_parameters, world) for name, role in kept.items()}
+    pieces = {
+        name: all(isinstance(p, DTensor) for p in role.own_parameters.values())
+        for name, role in kept.items()
+    }
+    if world.is_main:
+        torch.save(weights, folder / "roles.pt")
+        (folder / "pieces.json").write_text(json.dumps(pieces))
+
+
+def run_interrupted(config: TrainConfig[Any], folder: Path, world: World) -> Trainer:
+    """One step, a checkpoint, and the rest in a new trainer."""
+    first = Trainer(config, load_models(config), folder, world)
+    first._prepare_run_dir()
+    first.train_step()
+    first.step += 1
+    first._save()
+    second = Trainer(config, load_models(config), folder, world)
+    second.train()
+    return second
+
+
+def refusals(world: World) -> dict[str, str]:
+    """What is said where heads or tokens cannot be shared."""
+
+    def micro(num_heads: int) -> WanTransformer3DModel:
+        return WanTransformer3DModel(
+            num_attention_heads=num_heads,
+            attention_head_dim=12,
+            text_dim=4,
+            freq_dim=4,
+            ffn_dim=4,
+            num_layers=1,
+        )
+
+    def odd_tokens() -> None:
+        transformer = micro(2)
+        share_context(transformer, world)
+        latents, text = torch.zeros(1, 16, 1, 2, 2), torch.zeros(1, 4, 4)
+        transformer(hidden_states=latents, timestep=torch.zeros(1), encoder_hidden_states=text)
+
+    return {
+        "heads": message(lambda: share_context(micro(3), world)),
+        "tokens": message(odd_tokens),
+    }
+
+
+def message(action: Callable[[], None]) -> str:
+    try:
+        action()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    tree, out = yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    for name, settings in LAYOUTS.items():
+        config = build_config(tree | settings)
+        world = join_world("cpu", config.parallel)
+        run = Trainer(config, load_models(config), out / name, world)
+        run.train()
+        save_roles(run, world, out / name)
+        if name == "sharded":
+            resumed = run_interrupted(config, out / "resumed", world)
+            save_roles(resumed, world, out / "resumed")
+        if name == "context":
+            said = refusals(world)
+            (out / f"refusals{world.rank}.json").write_text(json.dumps(said))
+        leave_world(world)
+
+
+if __name__ == "__main__":
+    main()
