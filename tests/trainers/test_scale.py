@@ -57,8 +57,15 @@ def layouts(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
     """The folder in which two ranks ran every layout of two_ranks.py."""
     out = tmp_path_factory.mktemp("layouts")
     (out / "config.yaml").write_text(yaml.safe_dump(tree))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    arguments = ["--master-port", "0", "-m", two_ranks.__name__, str(out / "config.yaml"), str(out)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    arguments = [
+        "--nproc-per-node",
+        "2",
+        "-m",
+        two_ranks.__name__,
+        str(out / "config.yaml"),
+        str(out),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
         [*launcher, *arguments], capture_output=True, text=True, env=environment, timeout=300
@@ -193,7 +200,7 @@ def test_a_backward_under_another_adapter_is_refused(tree: dict[str, Any], tmp_p
     (velocity,) = student.transformer(
         hidden_states=torch.randn(1, 16, 1, 4, 4),
         timestep=torch.ones(1),
-        encoder_hidden_states=torch.randn(1, 8, 12),
+        encoder_hidden_states=torch.randn(1, 8, 16),
         return_dict=False,
     )
     student.switch.activate("critic")
@@ -222,7 +229,9 @@ def test_a_dry_run_plans_14b_without_its_weights(
 def test_a_dry_run_counts_the_runs_of_every_role(
     tree: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    algorithm = SHARED | {"student_every": 2, "sampler": {"num_inference_steps": 1, "name": "lcm"}}
+    one_step = {"name": "lcm", "num_inference_steps": 1, "guidance_mode": "off"}
+    sampler = one_step | {"guidance_scale": 1.0}
+    algorithm = SHARED | {"student_every": 2, "sampler": sampler}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(tree | {"algorithm": algorithm}))
     assert main([str(tmp_path / "plan.yaml"), "--dry-run"]) == 0
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
