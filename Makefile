@@ -1,11 +1,13 @@
-# make studio | make test | make tiny | make bench. Each sets up what it needs; nothing comes from a model hub.
+# make studio | make test | make tiny | make students | make bench. Each sets up what it needs; nothing comes from a model hub.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 TINY := assets/tiny-wan
 ARGS ?=
+# In this order: some start at the one before. tiny_step24 is only a stage on the way.
+STUDENTS := cfg step24 step12 step6 consistency4 dmd4 dmd2 dmd1
 
-.PHONY: studio test lint tiny bench clean
+.PHONY: studio test lint tiny students bench clean
 
 studio: $(VENV)/ready
 	$(RUN) app.py $(ARGS)
@@ -31,6 +33,17 @@ tiny: $(VENV)/ready
 	$(RUN) -m trainers presets/train/tiny_base.yaml
 	$(RUN) -m trainers.worlds.tiny_wan install runs/tiny-base/export $(TINY)
 	$(RUN) -m trainers.worlds.evaluate prompts --model $(TINY)
+
+# Distils TinyWan into its students, each resumable, and measures them beside it.
+students: $(VENV)/ready
+	test -f runs/tiny-data/index.json || \
+	  $(RUN) -m trainers.worlds.tiny_wan prepare $(TINY) runs/tiny-data --num-clips 8192
+	set -e; for name in $(STUDENTS); do \
+	  $(RUN) -m trainers presets/train/tiny_$$name.yaml; \
+	  test $$name = step24 || mkdir -p assets/students/tiny-$$name; \
+	  test $$name = step24 || cp -r runs/tiny-$$name/export/. assets/students/tiny-$$name/; \
+	done
+	$(RUN) -m trainers.worlds.evaluate students $(patsubst %,tiny-%,$(filter-out step24,$(STUDENTS)))
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,8 +1,8 @@
 """What models and LoRAs exist here, and the recipes they make.
 
-A model is a file presets/models/NAME.yaml, a student in assets/students/ or exported by a run, or
-any diffusers folder or student under a models folder. Nothing is ever downloaded. This module
-imports no torch, so that the web process can use it.
+A model is a file presets/models/NAME.yaml, a student in assets/students/ or exported by a run (RUN,
+or RUN@STEP for one of its checkpoints), or any diffusers folder or student under a models folder.
+Nothing is ever downloaded. This module imports no torch, so that the web process can use it.
 """
 
 import difflib
@@ -87,6 +87,9 @@ class Registry:
         for folder in sorted(self.runs_dir.glob("*/export/")):
             if not (folder / "vae").is_dir():  # an autoencoder's export makes no videos
                 yield folder.parent.name, f"runs/{folder.parent.name}", folder
+        for folder in sorted(self.runs_dir.glob("*/exports/step_??????/")):
+            name = f"{folder.parents[1].name}@{int(folder.name.removeprefix('step_'))}"
+            yield name, f"runs/{name}", folder
         for models_dir in self.model_dirs:
             for folder in _walk(models_dir):
                 if is_model_folder(folder) or is_student_folder(folder):

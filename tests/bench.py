@@ -18,6 +18,7 @@ from pipelines.adapters import apply_adapters, save_lora
 from pipelines.generate import Clip, ModelCache, generate
 from pipelines.recipe import Adapter, Recipe
 from pipelines.registry import Registry
+from tests.bench_training import bench_dmd2
 from tests.studio.conftest import BROWSERS, PROMPT, App, wait_for
 
 RUNS = 5
@@ -136,7 +137,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, TinyWan 64x64, 17 frames, medians of {RUNS}\n")
     print("| what | figure |\n|---|---|")
     with tempfile.TemporaryDirectory() as name:
-        for bench in (bench_app, bench_switch, bench_steps):
+        for bench in (bench_app, bench_switch, bench_steps, bench_dmd2):
             for what, figure in bench(Path(name)):
                 print(f"| {what} | {figure} |", flush=True)
 

@@ -1,4 +1,4 @@
-"""python -m trainers CONFIG.yaml [key=value ...] [--run-dir DIR] [--dry-run].
+"""python -m trainers CONFIG.yaml [key=value ...] [--run-dir DIR] [--dry-run | --export STEP].
 
 The same under torchrun.
 """
@@ -24,30 +24,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", type=Path, help="a file in presets/train/")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--run-dir", type=Path, help="default: runs/NAME")
-    parser.add_argument("--dry-run", action="store_true", help="check and describe, train nothing")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="check and describe, train nothing")
+    instead.add_argument(
+        "--export",
+        type=int,
+        metavar="STEP",
+        help="export the student of a checkpoint, train nothing; the model's name is RUN@STEP",
+    )
     options = parser.parse_intermixed_args(arguments)
     try:
         config = load_config(options.config, options.overrides)
-        return _run(config, options.run_dir or Path("runs") / config.name, options.dry_run)
+        run_dir = options.run_dir or Path("runs") / config.name
+        if options.dry_run:
+            return _describe(config)
+        return _run(config, run_dir, options.export)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _run(config: TrainConfig[Any], run_dir: Path, dry_run: bool) -> int:
+def _describe(config: TrainConfig[Any]) -> int:
+    from trainers.estimate import estimate  # torch: only once the input is good
+
+    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    print(estimate(config))
+    return 0
+
+
+def _run(config: TrainConfig[Any], run_dir: Path, exported_step: int | None) -> int:
     # torch: only once the input is good
     from trainers.distributed import join_world, leave_world
     from trainers.engine import Trainer
-    from trainers.estimate import estimate
+    from trainers.export import export_checkpoint
     from trainers.models import load_models
 
-    if dry_run:
-        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        print(estimate(config))
-        return 0
     world = join_world(config.device, config.parallel)
     try:
-        Trainer(config, load_models(config), run_dir, world).train()
+        trainer = Trainer(config, load_models(config), run_dir, world)
+        if exported_step is None:
+            trainer.train()
+        else:
+            parts = trainer.algorithm, trainer.roles
+            print(export_checkpoint(config, *parts, run_dir, exported_step, world))
     finally:
         leave_world(world)
     return 0

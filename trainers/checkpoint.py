@@ -83,6 +83,17 @@ def best_checkpoint(run_dir: Path) -> Path | None:
     return _folder(run_dir, json.loads(path.read_text())["step"])
 
 
+def checkpoint_folder(run_dir: Path, step: int) -> Path:
+    """The whole checkpoint at a step; ValueError names the steps there are."""
+    folder = _folder(run_dir, step)
+    if not folder.is_dir():
+        steps = ", ".join(str(int(f.name.split("_")[1])) for f in checkpoint_folders(run_dir))
+        raise ValueError(
+            f"{run_dir} has no checkpoint at step {step}; it has {steps or 'none at all'}"
+        )
+    return folder
+
+
 def prune_checkpoints(run_dir: Path, keep: int) -> None:
     """Removes all but the newest `keep` checkpoints and the best."""
     best = best_checkpoint(run_dir)

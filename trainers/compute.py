@@ -1,6 +1,8 @@
 """How networks compute: attention backend, compiled and checkpointed blocks, bf16 storage."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -36,8 +38,7 @@ def tune_compute(roles: Mapping[str, BuiltRole], config: TrainConfig, world: Wor
         if config.precision == "bf16":
             store_frozen_in_bf16(transformer, own)
             # everywhere it is called: with weights of two types there is no forward without
-            autocast = torch.autocast(world.device.type, torch.bfloat16)
-            transformer.forward = autocast(transformer.forward)
+            transformer.forward = _autocast_bf16(world)(transformer.forward)
         _choose_attention(transformer, config.attention_backend)
         share_context(transformer, world)
         if config.activation_checkpointing:
@@ -46,6 +47,22 @@ def tune_compute(roles: Mapping[str, BuiltRole], config: TrainConfig, world: Wor
         if config.compile_blocks and any(role.trained for role in own):
             for block in transformer.blocks:
                 block.compile()
+
+
+def autocast(precision: Literal["fp32", "bf16"], world: World) -> AbstractContextManager[Any]:
+    """What a loss is computed under."""
+    return nullcontext() if precision == "fp32" else _autocast_bf16(world)
+
+
+def _autocast_bf16(world: World) -> torch.autocast:
+    """Weights that are split are rounded anew in every forward.
+
+    A cast that is kept from a forward without gradients (a rollout's) is an older node of autograd
+    than the block that uses it again. Its gradient comes after FSDP2 has reduced the block's, and
+    is lost without a word (pytorch #158232). It would also keep in memory what FSDP2 frees.
+    """
+    split = world.weights_mesh is not None
+    return torch.autocast(world.device.type, torch.bfloat16, cache_enabled=not split)
 
 
 def transformers_of(

@@ -55,7 +55,8 @@ class World:
 def join_world(device: str, parallel: Parallel | None = None) -> World:
     """Joins torchrun's process group where there is one. `device` is auto, cpu or cuda.
 
-    ValueError where the sizes in `parallel` do not multiply to the number of ranks.
+    May be called again, to lay out the same ranks in another way. ValueError where the sizes in
+    `parallel` do not multiply to the number of ranks.
     """
     parallel = parallel or Parallel()
     kind = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,8 +73,11 @@ def join_world(device: str, parallel: Parallel | None = None) -> World:
     local_device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" else "cpu")
     if kind == "cuda":
         torch.cuda.set_device(local_device)
-    # gloo beside nccl for what is offloaded: the norm of gradients that lie on the CPU
-    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+    # Once a process: a second group would meet at the addresses that the first left in torchrun's
+    # store, and wait there for ever.
+    if not dist.is_initialized():
+        # gloo beside nccl for what is offloaded: the norm of gradients that lie on the CPU
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
     if num_ranks == 1:
         return World(0, 1, local_device)
     weights_mesh = _weights_mesh(kind, parallel.replicate, num_ranks)

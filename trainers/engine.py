@@ -9,7 +9,7 @@ The run directory is the only interface to the outside:
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +26,7 @@ from trainers.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from trainers.compute import tune_compute
+from trainers.compute import autocast, tune_compute
 from trainers.config import Ema, Trainable, TrainConfig
 from trainers.data import build_data
 from trainers.distributed import World, any_rank, barrier, mean_over_ranks, shard, whole
@@ -123,7 +123,7 @@ class Trainer:
             batch = self.data.batch(self.step, stream, num_streams).to(self.world.device)
             if self.world.num_ranks > 1:
                 role.body.set_requires_gradient_sync(micro == num_micro - 1)  # type: ignore[operator]
-            with self._autocast():
+            with autocast(self.config.precision, self.world):
                 loss = update.loss(batch, self._rng(stream, number))
             # sharding takes the mean over all ranks, but a context group's gradients are a sum
             (loss.value * self.world.context / num_micro).backward()
@@ -152,11 +152,6 @@ class Trainer:
                 follow(role, self.roles[moved], pull.decay)
 
     # ---------------------------------------------------------------- between steps
-
-    def _autocast(self) -> Any:
-        if self.config.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.world.device.type, torch.bfloat16)
 
     def _rng(self, stream: int, update: int) -> Rng:
         """Streams that depend on (seed, step, update, stream) and on nothing that ran before."""

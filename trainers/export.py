@@ -1,6 +1,7 @@
-"""What a finished run hands over.
+"""What a run hands over, at its end or from one of its checkpoints.
 
-Weights in the diffusers layout, or a LoRA file, with the sampler they want.
+Weights in the diffusers layout, or a LoRA file, with the sampler they want. What is distilled is
+stored as fp16; a base model keeps fp32.
 """
 
 import os
@@ -8,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import ModelMixin
 from huggingface_hub import save_torch_state_dict
 
@@ -16,7 +18,7 @@ from pipelines.guidance import portable_name
 from pipelines.registry import CheckpointSpec, Registry
 from pipelines.students import StudentSpec
 from trainers.algorithm import Algorithm
-from trainers.checkpoint import full_weights
+from trainers.checkpoint import checkpoint_folder, full_weights, load_checkpoint
 from trainers.config import Ema, Trainable, TrainConfig
 from trainers.distributed import World
 from trainers.roles import BuiltRole
@@ -63,13 +65,34 @@ def export_role(
         component = trained.component
         assert isinstance(role.network, ModelMixin)
         role.network.save_config(partial / component)
+        dtype = torch.float16 if "teacher" in roles else torch.float32
         save_torch_state_dict(
-            {portable_name(name): weight for name, weight in weights.items()},
+            {portable_name(name): weight.to(dtype) for name, weight in weights.items()},
             partial / component,
             filename_pattern="diffusion_pytorch_model{suffix}.safetensors",
         )
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
+
+
+def export_checkpoint(
+    config: TrainConfig[Any],
+    trained: Algorithm[Any],
+    roles: dict[str, BuiltRole],
+    run_dir: Path,
+    step: int,
+    world: World,
+) -> Path:
+    """Exports the student of one checkpoint; the registry calls it RUN@STEP. Returns the folder.
+
+    ValueError where the run has no such checkpoint.
+    """
+    load_checkpoint(checkpoint_folder(run_dir, step), roles, {}, world)
+    folder = run_dir / "exports" / f"step_{step:06d}"
+    if world.is_main:
+        folder.parent.mkdir(exist_ok=True)
+    export_role(config, trained, roles, folder, world)
+    return folder
 
 
 def student_spec(config: TrainConfig[Any], trained: Algorithm[Any]) -> StudentSpec:

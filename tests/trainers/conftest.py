@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from tests.pipelines.conftest import build_pipeline
+from tests.trainers.runs import trainer
 from trainers.config import TrainConfig
 from trainers.data import write_prepared
+from trainers.engine import Trainer
 from trainers.registry import algorithm_class, build_config
 
 TEXT_DIM = 16
@@ -80,5 +82,28 @@ def config(config_tree):
 
     def build(method: str, **settings: Any) -> TrainConfig[Any]:
         return build_config(config_tree(method, **settings))
+
+    return build
+
+
+@pytest.fixture
+def start(config_tree, tmp_path: Path):
+    """Settings of the validation (None: there is none), and of the run -> a trainer in tmp_path."""
+
+    def build(validation: dict[str, Any] | None, **settings: Any) -> Trainer:
+        always = {"every": 1, "prompts": ["a red circle moving left"]}
+        student = {"learning_rate": 3e-3}
+        usual = {
+            "num_steps": 4,
+            "save_every": 1,
+            "keep_checkpoints": 1,
+            "log_every": 10,
+            "algorithm": {"student": student, "num_student_steps": 2},
+            "validation": None if validation is None else always | validation,
+        }
+        tree = config_tree("step_distill") | usual | settings
+        return trainer(
+            build_config(tree), tmp_path if validation is not None else tmp_path / "bare"
+        )
 
     return build

@@ -49,6 +49,17 @@ def test_the_target_is_the_two_pass_velocity() -> None:
     assert teacher.with_grad == [False] * 4
 
 
+def test_at_scale_1_the_target_is_the_teachers_own_velocity_at_one_forward() -> None:
+    class Unguided(KnowsGaussian):
+        def answer(self, noisy: Tensor, sigma: Tensor, prompt_embeds: Tensor, *_: Any) -> Tensor:
+            return super().answer(noisy, sigma, prompt_embeds, None)
+
+    teacher, student = KnowsGaussian(0.5), Unguided(0.5, embeds_guidance=True)
+    assert guidance_loss(student, teacher, guidance=Guidance(min_scale=1, max_scale=1)) == 0
+    assert teacher.num_forwards == 1
+    assert guidance_loss(student, teacher, guidance=Guidance(min_scale=2, max_scale=2)) > 0.1
+
+
 def test_a_teacher_that_embeds_guidance_is_asked_once_for_the_same_target() -> None:
     teacher = KnowsGaussian(0.5, embeds_guidance=True)
     assert guidance_loss(TwoPass(KnowsGaussian(0.5)), teacher) == pytest.approx(0, abs=1e-5)

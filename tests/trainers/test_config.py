@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -57,6 +58,34 @@ def test_a_wrong_setting_is_one_sentence_that_names_the_field(
         load_config(path, [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "algorithm", "message"),
+    [
+        (
+            "dmd2",
+            {"real_score_guidance_scale": 3.5},
+            "algorithm.real_score_guidance_scale: .*set guidance_scale = w \\+ 1 = 4.5$",
+        ),
+        (
+            "cfg_distill",
+            {"guidance": {"w": 4}},
+            "algorithm.guidance.w: .*set guidance_scale = w \\+ 1 = 5$",
+        ),
+        ("dmd2", {"guidance_w": "four"}, "algorithm.guidance_w: .*guidance_scale = w \\+ 1$"),
+        (
+            "dmd2",
+            {"sampler": {"name": "lcm", "sigmas": [0.5, 0.75], "num_inference_steps": 2}},
+            "algorithm.sampler: sigmas must descend, for example ",
+        ),
+    ],
+)
+def test_another_projects_guidance_and_steps_in_disorder_are_set_right_by_name(
+    method: str, algorithm: dict[str, Any], message: str, config_tree
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        build_config(config_tree(method, algorithm=algorithm))
 
 
 @pytest.mark.parametrize(

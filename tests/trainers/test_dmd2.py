@@ -48,6 +48,21 @@ def test_the_gradient_is_the_closed_form_for_gaussian_data() -> None:
     torch.testing.assert_close(found, ((0.25 - 1.0) * SHRINK / scale).expand_as(found))
 
 
+def test_the_gradient_is_the_difference_of_the_scores_where_spreads_differ_too() -> None:
+    student, teacher, critic = made(), KnowsGaussian(1.0, std=0.3), KnowsGaussian(0.25, std=0.8)
+    found = student_gradient(student, teacher, critic)
+    noisy = teacher.seen[0]
+
+    def score(mean: float, std: float) -> Tensor:  # of N(mean, std^2) at level 1/2
+        return (0.5 * mean - noisy) / (0.25 * std**2 + 0.25)
+
+    # Tweedie: (1 - s) * denoised = noisy + s^2 * score; the prompt adds 1 to the mean.
+    teacher_denoised = (noisy + 0.25 * score(2.0, 0.3)) / 0.5
+    delta = 0.25 / 0.5 * (score(1.25, 0.8) - score(2.0, 0.3))
+    scale = (student.latents - teacher_denoised).abs().mean((1, 2, 3, 4), keepdim=True)
+    torch.testing.assert_close(found, delta / scale, rtol=1e-4, atol=1e-5)
+
+
 def test_the_gradient_leads_from_the_students_distribution_to_the_teachers() -> None:
     student = made()
     found = student_gradient(student, KnowsGaussian(1.0), KnowsGaussian(0.25))

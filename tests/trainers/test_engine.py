@@ -1,7 +1,5 @@
 """The loop: updates, resume, stop, ranks. All on a micro Wan with real FSDP and checkpoints."""
 
-import itertools
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,17 +12,15 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.trainers.runs import read_jsonl, trainer
 from trainers.__main__ import main
 from trainers.checkpoint import checkpoint_folders
-from trainers.config import Ema, Trainable, TrainConfig
-from trainers.distributed import World
+from trainers.config import Ema, Trainable
 from trainers.engine import Trainer
-from trainers.models import load_models
 from trainers.optimizer import learning_rate
 from trainers.registry import algorithm_class, methods
 from trainers.skips import MAX_IN_A_ROW
 
-ONE = World(0, 1, torch.device("cpu"))
 EMA = {"student": {"learning_rate": 1e-3}, "ema": {"decay": 0.5}}
 LORA = {"student": {"learning_rate": 1e-2, "lora": {"rank": 2, "alpha": 4}}}
 
@@ -35,10 +31,6 @@ SHARED = {  # DMD2 with everything that has a state of its own, on one base
     "ema": {"decay": 0.5, "start_step": 3},
     "student_every": 2,
 }
-
-
-def trainer(config: TrainConfig[Any], run_dir: Path) -> Trainer:
-    return Trainer(config, load_models(config), run_dir, ONE)
 
 
 def every_parameter(trained: Trainer) -> Iterator[torch.nn.Parameter]:
@@ -52,10 +44,6 @@ def parameters(trained: Trainer) -> dict[str, Tensor]:
         for role, built in trained.roles.items()
         for name, parameter in built.network.named_parameters()
     }
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def own_roles(method: str, **settings: Any) -> dict[str, Any]:
@@ -133,46 +121,6 @@ def test_two_steps_and_three_more_equal_five_bitwise(
             optimizer.state.values(), resumed.optimizers[role].state.values(), strict=True
         ):
             assert all(torch.equal(mine[key], theirs[key]) for key in ("exp_avg", "exp_avg_sq"))
-
-
-def test_an_average_equals_its_role_until_its_first_step_and_then_lags(
-    config, tmp_path: Path
-) -> None:
-    average = {"decay": 0.5, "start_step": 2}
-    run = trainer(config("finetune", algorithm=EMA | {"ema": average}), tmp_path)
-    student, ema = (run.roles[name].network for name in ("student", "ema"))
-    for step in range(3):
-        before = [parameter.detach().clone() for parameter in ema.parameters()]
-        run.train_step()
-        run.step += 1
-        for old, mine, theirs in zip(before, ema.parameters(), student.parameters(), strict=True):
-            if step < 2:
-                assert torch.equal(mine, theirs)
-            else:
-                torch.testing.assert_close(mine, (old + theirs) / 2)
-
-
-def test_a_pulled_role_moves_toward_the_other_after_each_of_its_updates(
-    config, tmp_path: Path
-) -> None:
-    still = {"learning_rate": 1e-20, "lora": {"rank": 2}}
-    pulled = still | {"pull": {"toward": "student", "decay": 0.75}}
-    algorithm = {"student": still, "critic": pulled, "student_every": 2}
-    run = trainer(config("dmd2", algorithm=algorithm), tmp_path)
-    student, critic = (run.roles[name].own_parameters for name in ("student", "critic"))
-
-    def distance() -> float:
-        pairs = zip(student.values(), critic.values(), strict=True)
-        return sum((mine - theirs).abs().sum().item() for mine, theirs in pairs)
-
-    distances = [distance()]
-    for _ in range(3):
-        run.train_step()
-        run.step += 1
-        distances.append(distance())
-    # The student moves at steps 0 and 2: each leaves three quarters of the way.
-    ratios = [after / before for before, after in itertools.pairwise(distances)]
-    assert ratios == pytest.approx([0.75, 1, 0.75], rel=1e-5)
 
 
 def test_a_lora_run_leaves_the_base_alone_and_saves_only_the_adapter(

@@ -88,14 +88,13 @@ def test_two_ranks_train_every_role_as_one_process_does(
     one_rank = {"parallel": {}, "accumulation_steps": 1 if shared_batch else 2}
     one = trainer(build_config(tree | settings | one_rank), tmp_path)
     one.train()
-    # Splitting tokens sums in another order; bf16 then rounds another way.
-    exact = settings.get("precision") != "bf16"
-    for ours, theirs in zip(figures(tmp_path), figures(layouts / layout), strict=True):
-        assert theirs.keys() == ours.keys()
-        steps_agree = pytest.approx(ours, rel=1e-3 if exact else 0.5)
-        assert theirs == steps_agree
-    first, theirs_first = next(figures(tmp_path)), next(figures(layouts / layout))
-    assert theirs_first == pytest.approx(first, rel=1e-5 if exact else 0.02)
+    # Splitting tokens sums in another order, which bf16 rounds to other numbers; Adam's first steps
+    # are signs of gradients, so that what is rounded away comes back in the next losses.
+    exact = not (shared_batch and settings.get("precision") == "bf16")
+    pairs = zip(figures(tmp_path), figures(layouts / layout), strict=True)
+    for number, (ours, theirs) in enumerate(pairs):
+        close = (1e-5 if number == 0 else 1e-3) if exact else (2e-3 if number == 0 else 0.05)
+        assert theirs == pytest.approx(ours, rel=close)
     roles: Roles = torch.load(layouts / layout / "roles.pt")
     for name, weights in roles.items():
         own = one.roles[name].own_parameters
@@ -174,7 +173,7 @@ def gradients(run: Trainer) -> dict[str, list[float]]:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
     found = {}
     for number, update in enumerate(run.algorithm.updates(0)):
-        with run._autocast():
+        with compute.autocast(run.config.precision, ONE):
             loss = update.loss(run.data.batch(0, 0, 1), run._rng(0, number))
         loss.value.backward()
         for name, parameter in run.roles[update.role].trained.items():
@@ -240,8 +239,3 @@ def test_a_dry_run_counts_the_runs_of_every_role(
     assert runs["student"] == ("1.50", "0.50")
     assert runs["teacher"] == ("1.00", "0.00")
     assert runs["critic"] == ("1.50", "1.00")
-
-
-@pytest.mark.parametrize("script", sorted(Path("presets/cluster").glob("*.sbatch")), ids=str)
-def test_cluster_scripts_parse(script: Path) -> None:
-    subprocess.run(["bash", "-n", script], check=True)

@@ -1,93 +1,17 @@
-"""Validation while training: videos, figures, alarms, the best checkpoint, the early end."""
+"""Validation while training: videos, figures, and the settings of both."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from pipelines.video import read_recipe, read_video
+from tests.trainers.runs import read_jsonl, student_weights
 from trainers import drift
-from trainers.checkpoint import best_checkpoint, checkpoint_folders
-from trainers.data import write_prepared
-from trainers.distributed import World
-from trainers.engine import Trainer
-from trainers.models import load_models
-from trainers.registry import build_config
 from trainers.samples import Sample, summary
 
-ONE = World(0, 1, torch.device("cpu"))
 PROMPTS = ["a red circle moving left", "a blue square"]
-EXPORTED = "export/transformer/diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    generator = torch.Generator().manual_seed(1)
-    samples = [
-        (f"caption {i}", *(torch.randn(s, generator=generator) for s in ((16, 2, 4, 4), (3, 16))))
-        for i in range(4)
-    ]
-    write_prepared(folder, samples, torch.randn(1, 16, generator=generator), text_length=12)
-    return folder
-
-
-@pytest.fixture
-def start(whole_model: Path, data: Path, tmp_path: Path):
-    """Settings of the validation (None: there is none), and of the run -> a trainer in tmp_path."""
-
-    def build(validation: dict[str, Any] | None, **settings: Any) -> Trainer:
-        student = {"learning_rate": 3e-3}
-        always = {"every": 1, "prompts": PROMPTS[:1]}
-        config = build_config(
-            {
-                "name": "mini",
-                "method": "step_distill",
-                "model": str(whole_model),
-                "data": {"source": "prepared", "folder": str(data), "batch_size": 2},
-                "num_steps": 4,
-                "save_every": 1,
-                "keep_checkpoints": 1,
-                "precision": "fp32",
-                "device": "cpu",
-                "algorithm": {"student": student, "num_student_steps": 2},
-                "validation": None if validation is None else always | validation,
-            }
-            | settings
-        )
-        run_dir = tmp_path if validation is not None else tmp_path / "bare"
-        return Trainer(config, load_models(config), run_dir, ONE)
-
-    return build
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def scored(run: Trainer, monkeypatch: pytest.MonkeyPatch, scores: dict[int, float]) -> None:
-    """Lets the run's validations come out with these scores by step."""
-    validator: Any = run.validator
-    drawn = validator.sampler.draw
-
-    def draw(recipe: Any, role: Any, name: str) -> Sample:
-        sample: Sample = drawn(recipe, role, name)
-        score = 0.0 if name.startswith("teacher") else scores[run.step]
-        figures = dict.fromkeys(sample.figures, 0.0) | {"clipped_share": -score}
-        return Sample(recipe, figures, torch.zeros_like(sample.thumbnail))
-
-    monkeypatch.setattr(validator.sampler, "draw", draw)
-
-
-def weights(run: Trainer) -> dict[str, torch.Tensor]:
-    network = run.roles["student"].network
-    return {name: p.detach().clone() for name, p in network.named_parameters()}
-
-
-# ---------------------------------------------------------------- videos and figures
 
 
 def test_student_and_teacher_draw_the_same_prompts_and_seeds_each_its_own_way(
@@ -106,7 +30,7 @@ def test_student_and_teacher_draw_the_same_prompts_and_seeds_each_its_own_way(
     assert (teacher.sampler.name, teacher.sampler.num_inference_steps) == ("unipc", 3)
     assert (student.sampler.name, student.sampler.num_inference_steps) == ("euler", 2)
     assert student.sampler.guidance_mode == "off"
-    assert student.model == "mini"
+    assert student.model == "micro"
     assert read_video(tmp_path / "samples" / "teacher" / names[0]).shape == (5, 32, 32, 3)
 
 
@@ -139,7 +63,7 @@ def test_validation_leaves_no_trace_in_the_weights(start) -> None:
     validated.train()
     bare = start(None)
     bare.train()
-    ours, theirs = weights(validated), weights(bare)
+    ours, theirs = student_weights(validated), student_weights(bare)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -171,85 +95,6 @@ def test_diversity_needs_several_seeds_of_a_prompt(start) -> None:
     samples = [Sample(recipe, {"motion": m}, torch.full((3, 8, 16, 16), m)) for m in (0.25, 0.75)]
     assert summary(samples) == {"motion": 0.5, "diversity": pytest.approx(0.5)}
     assert summary(samples[:1]) == {"motion": 0.25}
-
-
-# ---------------------------------------------------------------- alarms, the best, the end
-
-
-def test_an_alarm_names_the_figure_its_value_and_the_threshold(
-    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = start({"every": 2, "alarms": {"clipped_share": 0.25}}, num_steps=4)
-    scored(run, monkeypatch, {2: -0.2, 4: -0.3})
-    run.train()
-    alarms = [e for e in read_jsonl(tmp_path / "events.jsonl") if e["event"] == "alarm"]
-    assert [(a["step"], a["figure"], a["threshold"]) for a in alarms] == [
-        (4, "clipped_share", 0.25)
-    ]
-    assert alarms[0]["value"] == pytest.approx(0.3)
-
-
-def test_the_best_checkpoint_is_kept_and_exported_and_the_last_stays_resumable(
-    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = start({})
-    scored(run, monkeypatch, {1: -0.5, 2: -0.1, 3: -0.2, 4: -0.3})
-    by_step: dict[int, dict[str, torch.Tensor]] = {}
-    save = run._save
-    monkeypatch.setattr(run, "_save", lambda: (by_step.setdefault(run.step, weights(run)), save()))
-    assert run.train()
-    best = json.loads((tmp_path / "best.json").read_text())
-    assert best == {"step": 2, "score": pytest.approx(-0.1)}
-    names = [folder.name for folder in checkpoint_folders(tmp_path)]
-    assert names == ["step_000002", "step_000004"]
-    assert best_checkpoint(tmp_path) == checkpoint_folders(tmp_path)[0]
-    exported = load_file(tmp_path / EXPORTED)
-    assert all(torch.equal(exported[name], by_step[2][name]) for name in exported)
-    assert read_jsonl(tmp_path / "events.jsonl")[-1]["exported_step"] == 2
-    resumed = start({}, num_steps=5)
-    resumed._resume()
-    assert resumed.step == 4
-    assert all(torch.equal(w, by_step[4][name]) for name, w in weights(resumed).items())
-
-
-def test_export_last_takes_the_last(start, tmp_path: Path, monkeypatch: Any) -> None:
-    run = start({"export": "last"})
-    scored(run, monkeypatch, {1: -0.1, 2: -0.2, 3: -0.3, 4: -0.4})
-    run.train()
-    exported, last = load_file(tmp_path / EXPORTED), weights(run)
-    assert all(torch.equal(exported[name], last[name]) for name in exported)
-    assert read_jsonl(tmp_path / "events.jsonl")[-1]["exported_step"] == 4
-
-
-def test_a_run_ends_when_patience_does_and_stays_ended(
-    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = start({"patience": 2}, num_steps=9)
-    nan = float("nan")
-    scored(run, monkeypatch, {1: nan, 2: -0.1, 3: -0.2, 4: nan})
-    assert run.train()
-    assert run.step == 4
-    events = read_jsonl(tmp_path / "events.jsonl")
-    assert [e["event"] for e in events[-2:]] == ["stopped_early", "finished"]
-    assert (tmp_path / EXPORTED).is_file()
-    again = start({"patience": 2}, num_steps=9)
-    assert again.train()
-    assert again.step == 4
-
-
-def test_a_resumed_run_knows_the_scores_up_to_its_checkpoint_only(
-    start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = start({}, num_steps=2)
-    scored(run, monkeypatch, {1: -0.3, 2: -0.4})
-    run.train()
-    with (tmp_path / "metrics.jsonl").open("a") as file:  # killed before its checkpoint was there
-        file.write(json.dumps({"step": 3, "validation/score": -0.1}) + "\n")
-    resumed = start({}, num_steps=3)
-    resumed._resume()
-    resumed.validator.begin()
-    assert [step for step, _ in resumed.validator.scores] == [1, 2]
-    assert json.loads((tmp_path / "best.json").read_text())["step"] == 1
 
 
 # ---------------------------------------------------------------- settings

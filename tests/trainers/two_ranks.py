@@ -1,4 +1,4 @@
-"""What test_scale.py runs under torchrun: one process group after another, one folder a layout."""
+"""What test_scale.py runs under torchrun: one layout of the same two ranks after another."""
 
 import json
 import sys
@@ -103,7 +103,7 @@ def main() -> None:
         if name == "context":
             said = refusals(world)
             (out / f"refusals{world.rank}.json").write_text(json.dumps(said))
-        leave_world(world)
+    leave_world(world)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""Runs of a micro model in this process, and what they wrote."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainers.config import TrainConfig
+from trainers.distributed import World
+from trainers.engine import Trainer
+from trainers.models import load_models
+
+ONE = World(0, 1, torch.device("cpu"))
+
+
+def trainer(config: TrainConfig[Any], run_dir: Path) -> Trainer:
+    return Trainer(config, load_models(config), run_dir, ONE)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def student_weights(run: Trainer) -> dict[str, Tensor]:
+    network = run.roles["student"].network
+    return {name: p.detach().clone() for name, p in network.named_parameters()}
