@@ -1,7 +1,5 @@
 """Denoisers whose answers are known exactly, to hold the methods against."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -126,8 +124,8 @@ class Makes(Toy):
 
 # ---------------------------------------------------------------- a mixture in the plane
 
-MODES = torch.tensor([[1.5, 1.5], [-1.5, 1.5], [-1.5, -1.5], [1.5, -1.5]])
-MODE_STD = 0.15
+MODES = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
+MODE_STD = 0.2
 
 
 class KnowsMixture(Toy):
@@ -194,10 +192,8 @@ def mixture_batch(batch_size: int, generator: torch.Generator, classes: bool = F
     )
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Callable[[], Loss]) -> float:
+def descend(optimizer: torch.optim.Optimizer, loss: Loss) -> None:
     """One step on a loss."""
     optimizer.zero_grad()
-    value = loss().value
-    value.backward()
+    loss.value.backward()
     optimizer.step()
-    return value.item()
