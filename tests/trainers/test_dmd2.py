@@ -49,9 +49,11 @@ def test_the_gradient_is_the_closed_form_for_gaussian_data() -> None:
 
 
 def test_the_gradient_is_the_difference_of_the_scores_where_spreads_differ_too() -> None:
-    student, teacher, critic = made(), KnowsGaussian(1.0, std=0.3), KnowsGaussian(0.25, std=0.8)
+    student = made(batch_size=500)
+    teacher, critic = KnowsGaussian(1.0, std=0.3), KnowsGaussian(0.25, std=0.8)
     found = student_gradient(student, teacher, critic)
     noisy = teacher.seen[0]
+    assert (2 * noisy - student.latents).std().item() == pytest.approx(1, abs=0.04)  # the noise
 
     def score(mean: float, std: float) -> Tensor:  # of N(mean, std^2) at level 1/2
         return (0.5 * mean - noisy) / (0.25 * std**2 + 0.25)

@@ -91,14 +91,14 @@ def apart(found: Tensor, expected: Tensor) -> float:
 
 def test_progressive_distillation_makes_the_teachers_eight_steps_in_four(taught: Learns) -> None:
     config = step_distill.Config(
-        student=Trainable(**FALLING), num_student_steps=4, flow_shift=3.0, guidance=UNGUIDED
+        student=Trainable(**FALLING), num_student_steps=4, flow_shift=2.0, guidance=UNGUIDED
     )
     student = copy.deepcopy(taught)
     method = step_distill.Method(config, {"student": student, "teacher": KnowsMixture()})
     spec = method.sampler(TEACHER)
-    eight = TEACHER.model_copy(update={"num_inference_steps": 8, "flow_shift": 3.0})
+    eight = TEACHER.model_copy(update={"num_inference_steps": 8})
     expected = points(KnowsMixture(), eight)
-    assert shares(points(KnowsMixture(), spec))[4] > 4 * shares(expected)[4]
+    assert shares(points(KnowsMixture(), spec))[4] > 3 * shares(expected)[4]
     learn(method, 800)
     found = points(student, spec)
     assert apart(found, expected) < 0.1
@@ -110,6 +110,7 @@ def test_consistency_distillation_jumps_to_the_end_of_the_teachers_path(taught: 
         student=Trainable(**FALLING | {"learning_rate": 5e-3}),
         target=Ema(decay=0.9),
         num_teacher_steps=16,
+        num_skipped_steps=2,
         flow_shift=2.0,
         guidance=UNGUIDED,
     )
@@ -123,8 +124,8 @@ def test_consistency_distillation_jumps_to_the_end_of_the_teachers_path(taught: 
     assert shares(points(KnowsMixture(), four))[4] > 0.2
     assert apart(points(KnowsMixture(), one), expected) > 5
     learn(method, 1000)
-    assert apart(points(student, one), expected) < 0.3
-    assert (shares(points(student, four)) - shares(expected)).abs().max() < 0.05
+    assert apart(points(student, one), expected) < 0.25
+    assert (shares(points(student, four)) - shares(expected)).abs().max() < 0.06
 
 
 def test_distribution_matching_finds_every_mode_in_two_steps(taught: Learns) -> None:
@@ -137,7 +138,7 @@ def test_distribution_matching_finds_every_mode_in_two_steps(taught: Learns) -> 
         critic=Trainable(learning_rate=5e-3, final_learning_rate=0.0, betas=betas),
         sampler=dmd2.FOUR_STEPS.model_copy(update=two),
         guidance_scale=1,
-        score_shift=1.0,
+        score_shift=0.5,
     )
     student, critic = copy.deepcopy(taught), copy.deepcopy(taught)
     roles = {"student": student, "teacher": KnowsMixture(), "critic": critic}
@@ -146,7 +147,7 @@ def test_distribution_matching_finds_every_mode_in_two_steps(taught: Learns) -> 
     learn(dmd2.Method(config, roles), 1200)
     after = shares(points(student, config.sampler))
     assert after[4] < before[4] / 3
-    assert after[:4].min() > 0.15
+    assert after[:4].min() > 0.125  # half of the teacher's
 
 
 def test_guidance_distillation_follows_the_guided_teacher_at_every_scale() -> None:
