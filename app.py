@@ -28,6 +28,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--models", type=Path, action="append", default=[], help="folder with models and LoRAs"
     )
+    parser.add_argument("--runs", type=Path, help="folder of training runs; default: runs/ here")
     parser.add_argument("--share", action="store_true", help="make a public link; needs --auth")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for a name and a password")
     parser.add_argument("--viewer", action="store_true", help="show comparisons, make nothing")
@@ -74,6 +75,8 @@ def serve(arguments: argparse.Namespace) -> None:
             raise ValueError(
                 f"--data {data} is used by another studio; close that one or choose another folder"
             ) from error
+    if arguments.runs is not None:  # workers and runs find each other's exports there, too
+        os.environ["STUDIO_RUNS"] = str(arguments.runs.resolve())
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(data / "cache")
     os.chdir(data)  # so that links to clips are relative and do not tell where the folder lies
@@ -81,17 +84,23 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> None:
-    from pipelines.registry import Registry
+    from pipelines.registry import RUNS, Registry
 
     registry = Registry(models)  # before Gradio, which takes a second to import
     from studio.devices import default_devices
+    from studio.schemas import Methods
     from studio.studio import Studio
+    from studio.supervisor import Supervisor
+    from studio.training import Training
     from studio.ui import STYLES, build_page, theme
     from studio.workers import Workers
 
     studio = Studio(data, registry, arguments.viewer)
     devices = arguments.device or default_devices()
     workers = None if studio.viewer else Workers(studio.store, data, models, devices)
+    served = [data / "clips", data / "exports", *([] if studio.viewer else [RUNS])]
+    if workers is not None:
+        studio.training = Training(registry, Methods(data), Supervisor(RUNS, workers))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that `finally` runs
     page = build_page(studio, devices)
     page.queue(
@@ -105,7 +114,7 @@ def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> Non
             auth=tuple(arguments.auth.split(":", 1)) if arguments.auth else None,
             theme=theme(),
             css_paths=list(STYLES),
-            allowed_paths=[str(data / "clips"), str(data / "exports")],
+            allowed_paths=[str(folder) for folder in served],
             footer_links=["api", "settings"],
             max_file_size="512mb",
             mcp_server=False,
@@ -117,10 +126,12 @@ def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> Non
         )
         if workers is not None:  # only now: loading a model would slow down the first page
             studio.index_clips()
+            studio.training.supervisor.start()  # first: it knows which devices runs still use
             workers.start(studio.first_model())
         page.block_thread()
     finally:
         if workers is not None:
+            studio.training.close()
             workers.stop()
 
 

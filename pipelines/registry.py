@@ -38,7 +38,7 @@ __all__ = [
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "presets"
 STUDENTS = ROOT / "assets" / "students"
-RUNS = ROOT / "runs"
+RUNS = Path(os.environ.get("STUDIO_RUNS") or ROOT / "runs")  # set by `app.py --runs`
 MAX_DEPTH = 5  # of a model below a models folder
 
 

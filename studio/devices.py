@@ -10,13 +10,13 @@ GB = 1e9
 
 def default_devices() -> list[str]:
     """Every CUDA device that this process may use, else the CPU."""
-    return [f"cuda:{index}" for index in range(len(_visible_gpus()))] or ["cpu"]
+    return [f"cuda:{index}" for index in range(len(visible_gpus()))] or ["cpu"]
 
 
 def memory_lines(devices: list[str]) -> list[tuple[str, float, float]]:
     """Name, used GB and total GB of each device; of the machine for a device without counters."""
     lines = []
-    gpus = _visible_gpus()
+    gpus = visible_gpus()
     for device in devices:
         kind, _, index = device.partition(":")
         if kind == "cuda" and int(index or 0) < len(gpus):
@@ -29,7 +29,7 @@ def memory_lines(devices: list[str]) -> list[tuple[str, float, float]]:
     return lines
 
 
-def _visible_gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """NVML names (index or UUID) in CUDA's order; empty without a driver."""
     try:
         pynvml.nvmlInit()

@@ -18,6 +18,7 @@ from pipelines.recipe import Recipe, explain
 from pipelines.registry import Registry
 from pipelines.video import read_recipe, write_grid
 from studio.store import Cell, ClipInfo, Comparison, Job, Store
+from studio.training import Training
 from studio.variants import LABELS, Variant, cli_command, lora_name, to_recipe
 from studio.workers import clip_path, store_path
 
@@ -33,6 +34,7 @@ class Studio:
         self.data = data
         self.registry = registry
         self.viewer = viewer
+        self.training: Training | None = None  # what Train and Runs need; never for viewers
         for folder in ("clips", "exports", "cache"):
             (data / folder).mkdir(parents=True, exist_ok=True)
         self.store = Store(store_path(data))

@@ -7,12 +7,15 @@ import gradio as gr
 
 from studio import api, player
 from studio.devices import memory_lines
+from studio.forms import PRIVATE
 from studio.studio import Studio
-from studio.tabs import compare
+from studio.tabs import compare, runs, train
 
-TABS = (compare,)  # in order; a tab is a module with TITLE and build(studio, page)
+TABS = (compare, train, runs)  # in order; a tab is a module with TITLE and build(studio, page)
+VIEWER_TABS = (compare,)  # the others are not built, so that nothing of them can be called
+LINKS = {"v": compare, "train": train, "run": runs}  # the tab that a link opens, by its parameter
 TITLE = "Wan distillation studio"
-STYLES = (Path(__file__).with_name("studio.css"), player.STYLE)
+STYLES = (*map(Path(__file__).with_name, ("studio.css", "training.css")), player.STYLE)
 HEADER_SCRIPT = Path(__file__).with_name("header.js")
 HEADER = f"""
 <header class="studio-header">
@@ -36,12 +39,20 @@ def build_page(studio: Studio, devices: list[str]) -> gr.Blocks:
         title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)
     ) as page:
         draw_header(studio, devices)
-        with gr.Tabs():
-            for tab in TABS:
+        with gr.Tabs() as tabs:
+            for tab in VIEWER_TABS if studio.viewer else TABS:
                 with gr.Tab(tab.TITLE, id=tab.TITLE.lower()):
                     tab.build(studio, page)
+        if not studio.viewer:
+            page.load(linked_tab, outputs=tabs, **PRIVATE)
         api.register(studio)
     return page
+
+
+def linked_tab(request: gr.Request) -> Any:
+    """Opens the tab that the page's address asks for."""
+    asked = next((tab for name, tab in LINKS.items() if name in request.query_params), None)
+    return gr.skip() if asked is None else gr.Tabs(selected=asked.TITLE.lower())
 
 
 def draw_header(studio: Studio, devices: list[str]) -> None:

@@ -54,12 +54,16 @@ class Workers:
         self._place = (data, tuple(model_dirs))
         self._pools: dict[str, ProcessPool] = {}
         self._running: dict[str, tuple[Job, Future[None]]] = {}
+        self._lent: frozenset[str] = frozenset()
+        self._turn = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="dispatcher", daemon=True)
 
     def start(self, first_model: str | None) -> None:
         """Starts the processes; `first_model` is loaded at once, so the first clip comes fast."""
         for device in self.devices:
+            if device in self._lent:
+                continue
             self._open_pool(device)
             if first_model is not None:
                 self._pools[device].schedule(warm_up, (*self._place, device, first_model))
@@ -74,6 +78,21 @@ class Workers:
             pool.stop()
             pool.join()
 
+    def lend(self, devices: frozenset[str]) -> None:
+        """Makes clips on none of these devices any more, and on all others again.
+
+        A clip that is being made is finished; then its process and all its models are gone.
+        """
+        with self._turn:
+            self._lent = devices
+
+    def has_left(self, device: str) -> bool:
+        """Whether no process that makes clips is on the device, an earlier studio's included."""
+        return device not in self._pools and not any(
+            job.device == device and is_alive(job.worker_pid, job.worker_created)
+            for job in self.store.jobs("running")
+        )
+
     def _open_pool(self, device: str) -> None:
         # spawn: CUDA does not survive a fork, and the web process has threads
         self._pools[device] = ProcessPool(max_workers=1, context=get_context("spawn"))
@@ -81,13 +100,20 @@ class Workers:
     def _loop(self) -> None:
         while not self._stopping.wait(POLL_SEC):
             try:
-                self._requeue_lost()
-                for device in self.devices:
-                    self._settle(device)
-                    self._dispatch(device)
+                with self._turn:
+                    self._advance()
             except Exception:  # the queue must outlive one bad turn, such as a full disk
                 log.exception("the queue could not advance; trying again")
                 self._stopping.wait(5)
+
+    def _advance(self) -> None:
+        self._requeue_lost()
+        for device in self.devices:
+            self._settle(device)
+            if device in self._lent:
+                self._leave(device)
+            else:
+                self._dispatch(device)
 
     def _requeue_lost(self) -> None:
         """Jobs of an earlier studio: alive ones are left to finish, the others wait again."""
@@ -105,15 +131,22 @@ class Workers:
         if error is None:
             return
         self.store.end(job.id, "failed", death_reason(error))
-        self._pools[device].stop()
-        self._pools[device].join()
-        self._open_pool(device)
+        self._leave(device)
+
+    def _leave(self, device: str) -> None:
+        """Ends an idle process, and with it all that it holds in memory."""
+        if device in self._pools and device not in self._running:
+            self._pools[device].stop()
+            self._pools[device].join()
+            del self._pools[device]  # only now: `has_left` must not be early
 
     def _dispatch(self, device: str) -> None:
         if device in self._running:
             return
         job = self.store.claim(device)
         if job is not None:
+            if device not in self._pools:
+                self._open_pool(device)
             future = self._pools[device].schedule(run_job, (*self._place, device, job.id))
             self._running[device] = (job, future)
 

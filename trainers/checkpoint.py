@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
@@ -39,7 +40,10 @@ def save_checkpoint(
     optimizers: Mapping[str, Optimizer],
     world: World,
 ) -> Path:
-    """Writes checkpoints/step_NNNNNN and returns it."""
+    """Writes checkpoints/step_NNNNNN and returns it.
+
+    ValueError where it cannot be written, as on a full disk; nothing is left of it then.
+    """
     final = _folder(run_dir, step)
     partial = final.with_name(final.name + PARTIAL)
     if world.is_main:
@@ -47,7 +51,16 @@ def save_checkpoint(
             shutil.rmtree(leftover)
     barrier(world)
     state = _state(roles, optimizers)
-    dcp.save(state, checkpoint_id=partial, no_dist=world.num_ranks == 1)
+    try:
+        dcp.save(state, checkpoint_id=partial, no_dist=world.num_ranks == 1)
+    except CheckpointException as error:  # on every rank, if it is so on one
+        free_gb = shutil.disk_usage(run_dir).free / 1e9
+        if world.is_main:
+            shutil.rmtree(partial, ignore_errors=True)  # gives the log its space back
+        raise ValueError(
+            f"checkpoints: {final.name} could not be written with {free_gb:.3f} GB free on its "
+            "disk; free some space and resume, earlier checkpoints are whole"
+        ) from error
     if world.is_main:
         (partial / "step.json").write_text(json.dumps({"step": step}))
         if (

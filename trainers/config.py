@@ -13,6 +13,8 @@ from pydantic import Field, model_validator
 from pipelines.recipe import Adapter, Strict
 from trainers.data_settings import NumFrames, PreparedData, PromptData, ShapesData, Side
 
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # a run's name is the name of its folder
+
 
 class Lora(Strict):
     """A low-rank adapter instead of full weights."""
@@ -206,7 +208,7 @@ AlgorithmT = TypeVar("AlgorithmT", bound=AlgorithmConfig)
 class TrainConfig(Strict, Generic[AlgorithmT]):
     """One run. The file alone reproduces it."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=NAME_PATTERN)
     method: str = Field(description="A file in trainers/algorithms/.")
     algorithm: AlgorithmT
     model: str = Field("tiny-wan", description="Registry name or folder of the model to start at.")

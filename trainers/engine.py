@@ -6,6 +6,7 @@ The run directory is the only interface to the outside:
     samples/{teacher,step_000500}/*.mp4 checkpoints/step_000500/ export/
 """
 
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -228,7 +229,7 @@ class Trainer:
             (self.run_dir / "control").mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
             (self.run_dir / "config.yaml").write_text(text)
-            self.tracker.event("started", num_ranks=self.world.num_ranks)
+            self.tracker.event("started", num_ranks=self.world.num_ranks, pid=os.getpid())
         barrier(self.world)
 
     def _resume(self) -> None:

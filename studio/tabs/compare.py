@@ -1,7 +1,6 @@
 """Compare: up to four variants of one prompt, generated and played side by side."""
 
-from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import gradio as gr
 from pipelines.video import read_recipe
 from studio import html
 from studio.forms import PRIVATE, Form, Updates
+from studio.messages import explained
 from studio.panels import MIN_VARIANTS, draw_form
 from studio.player import draw_player
 from studio.studio import Studio, sentence
@@ -50,24 +50,6 @@ def build(studio: Studio, page: gr.Blocks) -> None:
 
 def draw_history() -> gr.HTML:
     return gr.HTML(apply_default_css=False, elem_id="history")
-
-
-def explained(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A ValueError becomes a message in the page, and the page stays as it is.
-
-    Not `gr.Error`, which would also cover the player. Gradio draws messages as HTML, so what the
-    user wrote is escaped.
-    """
-
-    @wraps(handler)
-    def call(*values: Any) -> Any:
-        try:
-            return handler(*values)
-        except ValueError as error:
-            gr.Warning(html.escape(sentence(error)), duration=15)
-            return gr.skip()
-
-    return call
 
 
 def wire_count(form: Form, add: gr.Button, remove: gr.Button) -> None:

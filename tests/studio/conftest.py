@@ -24,6 +24,7 @@ from pipelines.recipe import Recipe
 from pipelines.registry import Registry
 from studio.store import Job, Store
 from studio.workers import store_path
+from tests.trainers.conftest import config_tree, micro_data, whole_model  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_WAN = ROOT / "assets" / "tiny-wan"
@@ -61,6 +62,7 @@ class App:
 
     def start(self, *options: str) -> "App":
         command = [sys.executable, "app.py", "--port", str(self.port), "--data", str(self.data)]
+        command += ["--runs", str(self.data / "runs")]
         self.data.mkdir(exist_ok=True)
         with (self.data / "app.log").open("a") as log:
             self.process = subprocess.Popen(

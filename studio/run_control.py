@@ -1,0 +1,107 @@
+"""What is done to the process of one run: start it, ask it, end it, write down that it ended.
+
+The caller holds the lock of the folder of runs.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from studio.processes import KILL_SEC, find, kill, kill_marked
+from studio.run_status import ALIVE, Status, newest_start, read_status, trainer
+from studio.runfiles import (
+    EVENTS,
+    EXIT,
+    LOG,
+    PID,
+    ROOT,
+    STOPPING,
+    read_json,
+    read_jsonl,
+    write_json,
+)
+
+START_SEC = 60.0  # for a wrapper to say who it is
+OVERDUE_SEC = 30.0  # for a wrapper to end a run once both graces are over
+WRAPPER_SEC = 3.0  # for a wrapper to write down that its training is gone
+CONTROLS = ("stop", "save_now", "sample_now")
+
+
+def clear(folder: Path) -> None:
+    """Removes what an earlier start left, so that the next one counts."""
+    for name in (PID, EXIT, STOPPING, *(f"control/{control}" for control in CONTROLS)):
+        (folder / name).unlink(missing_ok=True)
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """Starts the wrapper of a run and waits until it has said who it is, or has failed to."""
+    with (folder / LOG).open("ab") as output:
+        wrapper = subprocess.Popen(
+            [sys.executable, "-m", "studio.runwrap", str(folder)],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_SEC
+    while not (folder / PID).exists() and wrapper.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if not (folder / PID).exists():
+        wrapper.kill()
+        write_exit(folder, Status("failed", "It could not be started; its log may say why.", None))
+    return wrapper
+
+
+def ask(folder: Path, control: str) -> None:
+    """Leaves a request that the training looks for after each step."""
+    (folder / "control").mkdir(exist_ok=True)
+    (folder / "control" / control).touch()
+
+
+def ask_to_stop(folder: Path, grace_sec: float) -> None:
+    """Stops after this step, with a checkpoint; by force if that takes too long."""
+    write_json(folder / STOPPING, {"time": time.time(), "grace_sec": grace_sec})
+    ask(folder, "stop")
+
+
+def is_overdue(folder: Path) -> bool:
+    """Whether a stop was asked for so long ago that its wrapper should have forced it."""
+    request = read_json(folder / STOPPING)
+    return time.time() > request["time"] + 2 * request["grace_sec"] + OVERDUE_SEC
+
+
+def end(folder: Path) -> None:
+    """Kills training and all its processes; then the wrapper, unless it ends by itself."""
+    wrapper = read_json(folder / PID)
+    process = wrapper and find(wrapper)
+    if process is not None:
+        kill_marked(wrapper["mark"])
+        _, stuck = psutil.wait_procs([process], timeout=WRAPPER_SEC)
+        kill(stuck)
+        psutil.wait_procs(stuck, timeout=KILL_SEC)
+        return
+    process = trainer(newest_start(read_jsonl(folder / EVENTS)))
+    if process is not None:  # from a shell
+        kill([*process.children(recursive=True), process])
+        psutil.wait_procs([process], timeout=KILL_SEC)
+
+
+def settle(folder: Path) -> None:
+    """Where the wrapper died without a word: ends what is left of the run and writes its end."""
+    wrapper = read_json(folder / PID)
+    if wrapper is None or find(wrapper) is not None or (folder / EXIT).exists():
+        return
+    kill_marked(wrapper["mark"])
+    status = read_status(folder)
+    if status.state not in ALIVE:
+        write_exit(folder, status)
+
+
+def write_exit(folder: Path, status: Status) -> None:
+    """Unless the wrapper has, which knows better."""
+    ended = {"state": status.state, "reason": status.reason, "code": None, "time": time.time()}
+    write_json(folder / EXIT, ended, new=True)
