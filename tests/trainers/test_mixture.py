@@ -21,7 +21,7 @@ from trainers.rollout import simulate
 
 BATCH_SIZE = 256
 NUM_POINTS = 2000
-NEAR = 3.5 * MODE_STD  # of the teacher's own points with many steps 0.4 % lie farther out
+NEAR = 3.5 * MODE_STD  # of the mixture's own points 0.2 % lie farther out
 UNGUIDED = Guidance(min_scale=1, max_scale=1)
 FALLING = {"learning_rate": 1e-2, "final_learning_rate": 0.0}
 TEACHER = SamplerSpec(name="euler", num_inference_steps=16, flow_shift=2.0, guidance_scale=1.0)
@@ -166,9 +166,8 @@ def test_guidance_distillation_follows_the_guided_teacher_at_every_scale() -> No
         asked = TEACHER.model_copy(update={"guidance_scale": scale})
         expected = points(KnowsMixture(), asked, classes=True)
         found = points(student, method.sampler(asked), classes=True)
-        assert (
-            torch.cdist(found, MODES).argmin(1) == torch.arange(4).repeat(NUM_POINTS // 4)
-        ).float().mean() > 0.98
+        nearest = MODES[torch.cdist(found, MODES).argmin(1)]
+        assert (nearest == centres).float().mean() > 0.98
         assert apart(found, expected) < 0.3
         outward.append(((found - centres) * centres.sign()).mean().item() / MODE_STD)
     # At scale 1 the points lie around their mode; guidance pushes them out.
