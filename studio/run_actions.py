@@ -1,8 +1,12 @@
 """What the Runs tab asks for by itself, and what its buttons do. Browsers may send anything."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from pipelines.registry import ROOT
 from studio import run_html, run_view
 from studio.runfiles import CONFIG, LOG
 from studio.runs import Run, read_tree
@@ -78,11 +82,12 @@ class RunActions:
             "down": lambda: does.move(name, 1),
             "unqueue": lambda: does.unqueue(name),
             "delete": lambda: self.delete(name),
-            "compare": lambda: {"link": f"?v={self.compare(name)}"},
+            "compare": lambda: {"link": f"?v={self.compare(name, step)}"},
         }
-        if action not in actions:
+        verb, _, step = str(action).partition("@")  # compare@300 is of the checkpoint at step 300
+        if verb not in actions or (step and verb != "compare"):
             raise ValueError(f"action: there is no action {str(action)[:40]!r}; reload the page")
-        return actions[action]() or {"note": NOTES.get(action, "")}
+        return actions[verb]() or {"note": NOTES.get(verb, "")}
 
     def resume(self, name: str) -> None:
         """On the devices that it had; a run from a shell gets the first device of this machine."""
@@ -93,10 +98,13 @@ class RunActions:
         self.supervisor.delete(name)
         return {"gone": True, "note": f"{name} is in the trash, in .trash of the runs folder."}
 
-    def compare(self, name: str) -> str:
-        """A comparison of a run's model and its exported student; returns its id."""
+    def compare(self, name: str, step: str) -> str:
+        """A comparison of a run's model and its student; returns its id.
+
+        The student is the one the run exported, or that of the checkpoint at a step.
+        """
         run = self.supervisor.run(name)
-        export = run.folder / "export"
+        export = export_checkpoint(run, step) if step else run.folder / "export"
         if not export.is_dir():
             raise ValueError(f"run: {name} has no export yet; a run exports when it is finished")
         registry = self.training.registry
@@ -106,3 +114,25 @@ class RunActions:
         first_list = registry.prompt_lists()[0]
         prompt = (validation.get("prompts") or registry.prompts(first_list))[0]
         return self.studio.submit([own_variant(registry, model) for model in models], prompt)
+
+
+def export_checkpoint(run: Run, step: str) -> Path:
+    """The student of the checkpoint at a step, exported by a process of its own if it is not yet.
+
+    ValueError where there is no such checkpoint, or in the words of that process.
+    """
+    saved = [each for each in run_view.checkpoints(run.folder) if str(each.step) == step]
+    if not saved:
+        raise ValueError(
+            f"run: {run.name} has no checkpoint at step {step[:20]!r}; reload the page"
+        )
+    folder = run.folder / "exports" / f"step_{saved[0].step:06d}"
+    if folder.is_dir() and folder.stat().st_mtime >= saved[0].saved:
+        return folder
+    config, run_dir = str(run.folder / CONFIG), str(run.folder)
+    command = [sys.executable, "-m", "trainers", config, "--run-dir", run_dir, "--export", step]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = done.stderr.splitlines() or [f"it ended with code {done.returncode}"]
+        raise ValueError(f"run: {run.name} cannot be exported ({lines[-1]})")
+    return folder

@@ -230,7 +230,7 @@ def file_link(path: Path) -> str:
 
 
 def checkpoints(run: Run) -> str:
-    """What can be resumed, and the export that Compare can show."""
+    """What can be resumed, and tried in Compare; a checkpoint is exported when it is asked for."""
     parts = []
     if (run.folder / "export").is_dir():
         text = "<p>The run exported its student.</p>" + button(run, "compare", "Try in Compare")
@@ -240,6 +240,7 @@ def checkpoints(run: Run) -> str:
         text = (
             f"<b>step {each.step:,}</b>{best}<span>{each.num_bytes / 1e6:,.1f} MB</span>"
             f"<time>{moment(each.saved)}</time>"
+            + button(run, f"compare@{each.step}", "Try in Compare")
         )
         parts.append(block(f"{each.step}", text, "checkpoint"))
     none = block("none", "<p>No checkpoint yet. Save now makes one after this step.</p>")

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from trainers.config import TrainConfig
+from trainers.config import Parallel, TrainConfig
 from trainers.registry import load_config
 
 
@@ -59,6 +59,8 @@ def _run(config: TrainConfig[Any], run_dir: Path, exported_step: int | None) -> 
     from trainers.export import export_checkpoint
     from trainers.models import load_models
 
+    if exported_step is not None:  # one process; the devices may be busy with this very run
+        config = config.model_copy(update={"parallel": Parallel(), "device": "cpu"})
     world = join_world(config.device, config.parallel)
     try:
         trainer = Trainer(config, load_models(config), run_dir, world)
