@@ -94,6 +94,12 @@ class Form:
             updates[panel.fields[name]] = gr.update(value=value, **visible)
         return updates
 
+    def listing(self, models: Sequence[tuple[str, str]], updates: Updates) -> Updates:
+        """The updates, with these models (title and name) to choose from in every panel."""
+        fields = [panel.fields["model"] for panel in self.panels]
+        listed = {f: updates.get(f, gr.update()) | gr.update(choices=models) for f in fields}
+        return updates | listed
+
     def locked(self, locks: Sequence[str], shared: Sequence[Any]) -> Updates:
         """Shows each shared field once above the panels, or once in every panel."""
         updates: Updates = {}

@@ -10,7 +10,7 @@ from pipelines.video import read_recipe
 from studio import html
 from studio.forms import PRIVATE, Form, Updates
 from studio.messages import explained
-from studio.panels import MIN_VARIANTS, draw_form
+from studio.panels import MIN_VARIANTS, draw_form, model_choices
 from studio.player import draw_player
 from studio.studio import Studio, sentence
 from studio.variants import (
@@ -170,6 +170,8 @@ def wire_page_load(
     def load(request: gr.Request) -> dict[Any, Any]:
         updates: dict[Any, Any] = {history: html.history(studio.history())}
         comparison_id = request.query_params.get("v")
+        if form is not None:  # a run may have exported since the page was built
+            updates = form.listing(model_choices(studio.registry), updates)
         if comparison_id is None:
             return updates
         try:
@@ -181,6 +183,7 @@ def wire_page_load(
         if form is not None:
             recipes = [cell.recipe for cell in comparison.cells]
             updates |= form.filled(recipes[0].prompt, [from_recipe(recipe) for recipe in recipes])
+            updates = form.listing(model_choices(studio.registry), updates)
         return updates
 
     outputs = [player, history]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from studio.forms import field_id
 from tests.studio.conftest import App
 
 RUN = "from-the-form"
@@ -80,11 +81,23 @@ def test_a_run_is_started_from_the_form_and_watched_to_its_end(app: App, page: P
 def test_an_exported_student_opens_in_compare(app: App, page: Page) -> None:
     page.goto(f"{app.url}?run={RUN}")
     page.get_by_role("tab", name="Checkpoints").click()
-    page.get_by_role("button", name="Try in Compare").click()
+    page.locator(".run-export button").click()
     page.wait_for_url("**v=*")
     comparison = app.store.comparison(page.url.split("v=")[1])
     assert comparison is not None
     assert [cell.recipe.model for cell in comparison.cells] == ["tiny-wan", RUN]
+
+
+def test_a_checkpoint_opens_in_compare_and_is_a_choice_there(app: App, page: Page) -> None:
+    page.goto(f"{app.url}?run={RUN}")
+    page.get_by_role("tab", name="Checkpoints").click()
+    page.locator(".checkpoint button").first.click()
+    page.wait_for_url("**v=*", timeout=SLOW)
+    comparison = app.store.comparison(page.url.split("v=")[1])
+    assert comparison is not None
+    assert [cell.recipe.model for cell in comparison.cells] == ["tiny-wan", f"{RUN}@4"]
+    chosen = page.locator(f"#{field_id('B', 'model')} input")
+    expect(chosen).to_have_value(f"{RUN}@4 (distilled)", timeout=20_000)
 
 
 def test_a_clone_has_the_settings_of_the_run_and_a_name_of_its_own(app: App, page: Page) -> None:
