@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from pipelines.recipe import Recipe
 from pipelines.registry import Registry
 from studio.store import Job, Store
+from studio.supervisor import Supervisor
 from studio.workers import store_path
 from tests.trainers.conftest import config_tree, micro_data, whole_model  # noqa: F401
 
@@ -180,3 +181,13 @@ def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     yield context.new_page()
     context.close()
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    """One that has not been started; in the end it kills what still runs."""
+    supervisor = Supervisor(tmp_path / "runs")
+    yield supervisor
+    for run in supervisor.runs():
+        if run.state in ("starting", "running", "stopping"):
+            supervisor.force_stop(run.name)

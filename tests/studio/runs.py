@@ -9,6 +9,9 @@ import yaml
 from studio.launch import Launch
 from studio.processes import marked
 from studio.runfiles import CONFIG, LAUNCH, PID, read_json, write_json
+from studio.runs import Run
+from studio.supervisor import Supervisor
+from tests.studio.conftest import wait_for
 
 SLEEP = "import time; time.sleep(600)"
 TRAINS = """
@@ -54,3 +57,34 @@ def make_command_run(
 def processes(folder: Path) -> list[psutil.Process]:
     """What the newest start of a run has started and what still lives."""
     return marked(read_json(folder / PID)["mark"])
+
+
+QUICK = "pass"
+BROKEN = "raise ValueError('model: there is none')"
+WATCH = """
+import sys, time, pathlib
+from studio.supervisor import Supervisor
+Supervisor(pathlib.Path(sys.argv[1])).start()
+time.sleep(120)
+"""
+
+
+def queue(supervisor: Supervisor, name: str, code: str = SLEEP, **options) -> Path:
+    folder = make_run(supervisor.runs_dir, name, code, **options)
+    supervisor._enqueue(folder, first=False)
+    return folder
+
+
+def until(supervisor: Supervisor, name: str, *states: str) -> Run:
+    """Polls until the run is in one of these states."""
+
+    def look() -> Run | None:
+        supervisor.poll()
+        run = supervisor.run(name)
+        return run if run.state in states else None
+
+    return wait_for(look)
+
+
+def states(supervisor: Supervisor) -> dict[str, str]:
+    return {run.name: run.state for run in supervisor.runs()}
