@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from studio.studio import Studio
 from studio.training import Training
 from studio.variants import own_variant
 
+EXPORTING = threading.Lock()  # each export holds a whole model in memory
 NOTES = {
     "save": "It saves after this step.",
     "sample": "It draws after this step.",
@@ -131,7 +133,8 @@ def export_checkpoint(run: Run, step: str) -> Path:
         return folder
     config, run_dir = str(run.folder / CONFIG), str(run.folder)
     command = [sys.executable, "-m", "trainers", config, "--run-dir", run_dir, "--export", step]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    with EXPORTING:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode != 0:
         lines = done.stderr.splitlines() or [f"it ended with code {done.returncode}"]
         raise ValueError(f"run: {run.name} cannot be exported ({lines[-1]})")
