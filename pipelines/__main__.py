@@ -1,23 +1,32 @@
-"""The command line: make a clip, show the recipe inside one, list the models.
+"""The command line: make a clip, show the recipe inside one, list the models, convert one.
 
     python -m pipelines generate --model tiny-wan --prompt "..." --out clip.mp4
     python -m pipelines show clip.mp4
     python -m pipelines models --json
+    python -m pipelines download wan2.1-t2v-1.3b --models DIR
+    python -m pipelines convert Wan2.1-T2V-14B wan-diffusers --to diffusers
+    python -m pipelines lora info FILE        (also merge, extract, export, verify)
 
-Exit codes: 0 done, 2 bad input (one sentence on stderr), 130 cancelled with Ctrl-C.
+Exit codes: 0 done, 1 `lora verify` found a difference, 2 bad input (one sentence on stderr),
+130 cancelled with Ctrl-C.
 """
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
-from pipelines.recipe import Adapter, SamplerName, SamplerSpec, explain
+from pipelines.checkpoints import image_problem
+from pipelines.download_command import add_download_command
+from pipelines.layouts import Layout
+from pipelines.lightx2v import add_lightx2v_command
+from pipelines.lora_commands import add_lora_commands, parse_adapter
+from pipelines.memory_settings import parse_memory
+from pipelines.recipe import SamplerName, explain
 from pipelines.registry import ModelEntry, Registry
 from pipelines.video import read_recipe
 
@@ -28,9 +37,9 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     options = _parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], None] = options.run
+    run: Callable[[argparse.Namespace], int | None] = options.run
     try:
-        run(options)
+        return run(options) or 0
     except (ValueError, OSError) as error:
         sentence = explain(error) if isinstance(error, ValidationError) else error
         print(f"error: {sentence}", file=sys.stderr)
@@ -38,7 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ncancelled; nothing was written", file=sys.stderr)
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,13 +60,41 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder to look for models and LoRAs in (repeatable)",
     )  # fmt: skip
 
+    _add_generate_command(commands, folders)
+
+    show = commands.add_parser("show", help="print the recipe inside a clip")
+    show.set_defaults(run=_show)
+    show.add_argument("video", type=Path)
+
+    models = commands.add_parser("models", parents=[folders], help="list the models")
+    models.set_defaults(run=_models)
+    models.add_argument("--json", action="store_true")
+
+    convert = commands.add_parser("convert", parents=[folders], help="write a model another way")
+    convert.set_defaults(run=_convert)
+    convert.add_argument("source", help="a name from `models`, a folder, or a transformer's file")
+    convert.add_argument("destination", type=Path, help="a new folder")
+    convert.add_argument("--to", required=True, choices=get_args(Layout))
+    add_lora_commands(commands, folders)
+    add_lightx2v_command(commands, folders)
+    add_download_command(commands, folders)
+    return parser
+
+
+def _add_generate_command(commands: Any, folders: argparse.ArgumentParser) -> None:
     make = commands.add_parser("generate", parents=[folders], help="make one clip")
     make.set_defaults(run=_generate)
     make.add_argument("--model", required=True, help="a name from `models`, or a folder")
     make.add_argument("--prompt", required=True)
     make.add_argument("--out", type=Path, required=True, help="the .mp4 to write")
+    make.add_argument(
+        "--image", type=Path, metavar="FILE", help="the first frame, for image-to-video models"
+    )
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--device", help="cpu, cuda, cuda:1; default: the best there is")
+    make.add_argument(
+        "--memory", default="plain", help="plain, fit (to the device), or NAME=VALUE,..."
+    )
     own = make.add_argument_group("left out, these are the checkpoint's own")
     own.add_argument("--negative-prompt")
     own.add_argument("--steps", type=int)
@@ -73,25 +109,17 @@ def _parser() -> argparse.ArgumentParser:
     lora.add_argument("--lora", action="append", default=[], metavar="PATH[:STRENGTH]")
     lora.add_argument("--lora-alpha", type=float, help="replaces the alpha in the LoRA files")
 
-    show = commands.add_parser("show", help="print the recipe inside a clip")
-    show.set_defaults(run=_show)
-    show.add_argument("video", type=Path)
-
-    models = commands.add_parser("models", parents=[folders], help="list the models")
-    models.set_defaults(run=_models)
-    models.add_argument("--json", action="store_true")
-    return parser
-
 
 def _generate(options: argparse.Namespace) -> None:
-    registry = Registry(options.models)
+    registry, memory = Registry(options.models), parse_memory(options.memory)
     if options.lora_alpha is not None and not options.lora:
         raise ValueError("lora_alpha is given without a LoRA; add --lora PATH or leave it out")
     width, height = _size(options.size)
     recipe = registry.recipe(
         options.model,
         options.prompt,
-        adapters=[_adapter(text, options.lora_alpha) for text in options.lora],
+        image=options.image,
+        adapters=[parse_adapter(text, options.lora_alpha) for text in options.lora],
         seed=options.seed,
         steps=options.steps,
         flow_shift=options.shift,
@@ -104,11 +132,13 @@ def _generate(options: argparse.Namespace) -> None:
         fps=options.fps,
         negative_prompt=options.negative_prompt,
     )
+    if problem := image_problem(registry.entry(recipe.model).preset, recipe):
+        raise ValueError(problem)
     # Importing these takes seconds; bad input is answered before.
     from pipelines.generate import Clip, ModelCache, generate
     from pipelines.loading import pick_device
 
-    models = ModelCache(registry, pick_device(options.device))
+    models = ModelCache(registry, pick_device(options.device), memory)
     for event in generate(recipe, models, options.out):
         if isinstance(event, Clip):
             _report(event)
@@ -147,14 +177,6 @@ def _sigmas(text: str | None) -> list[float] | None:
         ) from error
 
 
-def _adapter(text: str, lora_alpha: float | None) -> Adapter:
-    """PATH[:STRENGTH]; a colon belongs to the path where no number follows it."""
-    path, _, strength = text.rpartition(":")
-    if re.fullmatch(r"[-+]?\d*\.?\d+", strength):
-        return Adapter(path=path, strength=float(strength), lora_alpha=lora_alpha)
-    return Adapter(path=text, lora_alpha=lora_alpha)
-
-
 def _show(options: argparse.Namespace) -> None:
     print(
         json.dumps(read_recipe(options.video).model_dump(mode="json"), indent=2, ensure_ascii=False)
@@ -169,7 +191,16 @@ def _models(options: argparse.Namespace) -> None:
     width = max(map(len, entries))
     for name, entry in entries.items():
         status = f"missing: {entry.missing}" if entry.missing else "available"
-        print(f"{name:{width}}  {entry.preset.kind:9}  {_sampler(entry.preset.sampler)}  {status}")
+        print(f"{name:{width}}  {entry.preset.kind:9}  {entry.preset.sampler.text}  {status}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    entry = Registry(options.models).entry(options.source)
+    from pipelines.convert import convert  # imports torch, which takes seconds
+
+    for note in convert(entry, options.destination, options.to):
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{options.destination}: {options.to} layout of {entry.preset.name}")
 
 
 def _described(entry: ModelEntry) -> dict[str, object]:
@@ -182,13 +213,9 @@ def _described(entry: ModelEntry) -> dict[str, object]:
         "missing": entry.missing,
         "folder": None if entry.folder is None else str(entry.folder),
         "license": entry.preset.license,
+        "takes_image": entry.preset.takes_image,
         "sampler": entry.preset.sampler.model_dump(mode="json"),
     }
-
-
-def _sampler(spec: SamplerSpec) -> str:
-    steps = f"{spec.name} {spec.num_inference_steps} steps"
-    return f"{steps}, shift {spec.flow_shift:g}, {spec.guidance_text}"
 
 
 if __name__ == "__main__":

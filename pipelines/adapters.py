@@ -1,19 +1,21 @@
 """LoRA files on a transformer, as PEFT on diffusers' layer names.
 
-Alpha and strength change without a reload. Matches are counted here, because the libraries attach
-nothing and say nothing when the names are foreign.
+Alpha and strength change without a reload. What a file adds to parameters in full (biases, norms,
+modulation) is written over the base's own values, which come back bit for bit when it is off.
+Matches are counted here, because the libraries attach nothing and say nothing when the names are
+foreign.
 """
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
+import torch
 from diffusers import WanTransformer3DModel
-from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor
 
 from pipelines.files import fingerprint
 from pipelines.guidance import (
@@ -21,7 +23,15 @@ from pipelines.guidance import (
     delete_guidance_embedder,
     load_guidance_embedder,
 )
-from pipelines.lora_files import Lora, read_lora, require_one_guide, save_lora, stack_loras
+from pipelines.lora_files import (
+    Lora,
+    read_lora,
+    require_one_guide,
+    save_lora,
+    scaled_deltas,
+    stack_loras,
+)
+from pipelines.lora_fit import Fit, Shapes, fit
 from pipelines.recipe import Adapter
 
 __all__ = ["Lora", "apply_adapters", "read_lora", "save_lora", "stack_loras"]
@@ -34,11 +44,20 @@ class Attachment:
     """What is remembered of a file: alpha by layer, and a note where only part of it fits."""
 
     alphas: dict[str, float]
-    note: str | None
+    in_full: Lora  # the deltas, and the factors that their scale depends on
     guides: bool  # whether the file brought a guidance embedder
+    note: str | None
 
 
-_attached: WeakKeyDictionary[WanTransformer3DModel, dict[str, Attachment]] = WeakKeyDictionary()
+@dataclass
+class Attached:
+    """The files on one transformer by adapter name, and the base's values where one is changed."""
+
+    files: dict[str, Attachment] = field(default_factory=dict)
+    originals: dict[str, Tensor] = field(default_factory=dict)
+
+
+_attached: WeakKeyDictionary[WanTransformer3DModel, Attached] = WeakKeyDictionary()
 
 
 def apply_adapters(
@@ -46,95 +65,156 @@ def apply_adapters(
 ) -> tuple[str, ...]:
     """Makes exactly these adapters active and returns notes about files that match in part.
 
-    A file is read the first time; afterwards switching, alpha and strength only change scales.
+    A file is read the first time; afterwards switching, alpha and strength only change scales and
+    the few parameters that are changed in full. Their order does not matter, to the last bit.
     Without adapters the base computes as if it had never been touched. A guidance embedder is
     active with the adapter that brings it. ValueError for a file that cannot be applied.
     """
-    paths = [adapter.path for adapter in adapters]
-    names = [
-        f"lora_{adapter.fingerprint or fingerprint(Path(adapter.path))}" for adapter in adapters
-    ]
-    if len(set(names)) < len(names):
-        raise ValueError(f"adapter files {', '.join(paths)} are not all different; list each once")
-    attached = _attached.setdefault(transformer, {})
-    for path, name in zip(paths, names, strict=True):
-        if name not in attached:
-            attached[name] = _attach(transformer, path, name)
-    guides = [(n, a) for n, a in zip(names, adapters, strict=True) if attached[n].guides]
-    require_one_guide([adapter.path for _, adapter in guides])
-    for adapter, name in zip(adapters, names, strict=True):
-        for layer, alpha in attached[name].alphas.items():
-            own = adapter.lora_alpha is None
-            transformer.get_submodule(layer).lora_alpha[name] = alpha if own else adapter.lora_alpha
-    if names:
+    active = _by_name(adapters)
+    attached = _attached.setdefault(transformer, Attached())
+    for name, adapter in active.items():
+        if name not in attached.files:
+            attached.files[name] = _attach(transformer, adapter.path, name)
+    files = {name: attached.files[name] for name in active}
+    guides = {name: active[name] for name, file in files.items() if file.guides}
+    require_one_guide([adapter.path for adapter in guides.values()])
+    for name, file in files.items():
+        for layer, alpha in file.alphas.items():
+            given = active[name].lora_alpha
+            transformer.get_submodule(layer).lora_alpha[name] = alpha if given is None else given
+    with_factors = [name for name, file in files.items() if file.alphas]
+    if with_factors:
         transformer.enable_adapters()
-        transformer.set_adapters(names, [adapter.strength for adapter in adapters])
-    elif attached:
+        transformer.set_adapters(with_factors, [active[name].strength for name in with_factors])
+        _freeze_factors(transformer)
+    elif any(file.alphas for file in attached.files.values()):
         transformer.disable_adapters()
+    _write_in_full(transformer, attached.originals, [(files[n].in_full, active[n]) for n in active])
     activate_guidance_embedder(transformer, None)
-    for name, adapter in guides:
+    for name, adapter in guides.items():
         activate_guidance_embedder(transformer, name, adapter.strength)
-    idle = [name for name in attached if name not in names]
-    for name in idle[: max(len(attached) - MAX_RESIDENT, 0)]:
-        transformer.delete_adapters(name)
-        if attached.pop(name).guides:
-            delete_guidance_embedder(transformer, name)
-    return tuple(note for name in names if (note := attached[name].note))
+    _delete_idle(transformer, attached, active)
+    return tuple(file.note for file in files.values() if file.note)
+
+
+def _by_name(adapters: Sequence[Adapter]) -> dict[str, Adapter]:
+    """Adapters by a name that follows from the content, sorted. ValueError where two are equal."""
+    named = {
+        f"lora_{adapter.fingerprint or fingerprint(Path(adapter.path))}": adapter
+        for adapter in adapters
+    }
+    if len(named) < len(adapters):
+        paths = ", ".join(adapter.path for adapter in adapters)
+        raise ValueError(f"adapter files {paths} are not all different; list each once")
+    return dict(sorted(named.items()))
 
 
 def _attach(transformer: WanTransformer3DModel, path: str, name: str) -> Attachment:
-    """Adds the file's layers to the transformer under `name`."""
+    """Adds what fits of the file to the transformer under `name`."""
     lora = read_lora(Path(path))
-    linear = dict(_linear_layers(transformer))
-    matched = [layer for layer in lora.down if layer in linear]
-    if not matched:
-        raise ValueError(
-            f"adapter {path} fits no layer of this model (it names {next(iter(lora.down))}); "
-            "use a LoRA for Wan2.1 in diffusers or PEFT format"
-        )
-    for layer in matched:
-        here = _shape(linear[layer].weight.shape)
-        in_file = _shape((lora.up[layer].shape[0], lora.down[layer].shape[1]))
-        if in_file != here:
-            raise ValueError(
-                f"adapter {path} was made for another model: {layer} is {in_file} in the file and "
-                f"{here} here; use a LoRA made for this model"
-            )
-    weights = {f"{layer}.lora_A.weight": lora.down[layer] for layer in matched}
-    weights |= {f"{layer}.lora_B.weight": lora.up[layer] for layer in matched}
-    ranks = {layer: lora.down[layer].shape[0] for layer in matched}
-    settings = {
-        "r": max(ranks.values()),
-        "rank_pattern": {
-            re.escape(layer): r for layer, r in ranks.items() if r < max(ranks.values())
-        },
-        "target_modules": matched,
-    }
+    parameters = base_parameters(transformer)
+    model = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    fitting = fit_lora(path, lora, model)
     if lora.guidance:
         load_guidance_embedder(transformer, lora.guidance, name)
+    weights: dict[str, Tensor] = {}
+    for layer in fitting.layers:
+        down, up, base = lora.down[layer], lora.up[layer], parameters[f"{layer}.weight"]
+        rank, kernel = down.shape[0], base.shape[2:]  # the patch embedding is a convolution
+        weights[f"{layer}.lora_A.weight"] = down.reshape(rank, *base.shape[1:])
+        weights[f"{layer}.lora_B.weight"] = up.reshape(-1, rank, *(1 for _ in kernel))
+    if weights:
+        ranks = {layer: lora.down[layer].shape[0] for layer in fitting.layers}
+        _add_factors(transformer, weights, ranks, name)
+    biases = {layer: b for layer, b in lora.up_biases.items() if f"{layer}.bias" in fitting.deltas}
+    in_full = Lora(
+        {layer: lora.down[layer] for layer in biases},
+        {},
+        {layer: alpha for layer, alpha in lora.alphas.items() if layer in biases},
+        deltas={n: delta for n, delta in lora.deltas.items() if n in fitting.deltas},
+        up_biases=biases,
+    )
+    alphas = {layer: lora.alphas.get(layer, lora.down[layer].shape[0]) for layer in fitting.layers}
+    return Attachment(alphas, in_full, bool(lora.guidance), fitting.note)
+
+
+def fit_lora(path: str, lora: Lora, model: Shapes) -> Fit:
+    """What of a file a model with these parameters has. ValueError where that is nothing."""
+    deltas = {name: tuple(delta.shape) for name, delta in lora.deltas.items()}
+    deltas |= {f"{layer}.bias": tuple(bias.shape) for layer, bias in lora.up_biases.items()}
+    try:
+        fitting = fit(lora.shapes, deltas, model)
+    except ValueError as error:
+        raise ValueError(f"adapter {path} {error}") from error
+    return replace(fitting, note=fitting.note and f"adapter {path}: {fitting.note}")
+
+
+def _add_factors(
+    transformer: WanTransformer3DModel,
+    weights: dict[str, Tensor],
+    ranks: dict[str, int],
+    name: str,
+) -> None:
+    """Attaches A and B of all layers as one PEFT adapter."""
+    highest = max(ranks.values())
+    settings = {
+        "r": highest,
+        "rank_pattern": {re.escape(layer): r for layer, r in ranks.items() if r < highest},
+        "target_modules": list(ranks),
+    }
     with warnings.catch_warnings():
         # PEFT is surprised by a second adapter; here that is the point.
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         transformer.load_lora_adapter(weights, prefix=None, adapter_name=name, metadata=settings)
-    note = None
-    if len(matched) < len(lora.down):
-        foreign = next(layer for layer in lora.down if layer not in linear)
-        note = (
-            f"adapter {path}: {len(matched)} of {len(lora.down)} layers fit this model; "
-            f"the others, such as {foreign}, are left out"
-        )
-    alphas = {layer: lora.alphas.get(layer, ranks[layer]) for layer in matched}
-    return Attachment(alphas, note, bool(lora.guidance))
 
 
-def _linear_layers(transformer: WanTransformer3DModel) -> Iterator[tuple[str, nn.Linear]]:
-    """Linear layers by their own names, seen through LoRAs that are already attached."""
-    for name, module in transformer.named_modules():
-        if isinstance(module, LoraLayer):
-            yield name, module.get_base_layer()
-        elif isinstance(module, nn.Linear):
-            yield name, module
+def _freeze_factors(transformer: WanTransformer3DModel) -> None:
+    """PEFT makes the active adapter trainable; here nothing is trained."""
+    for name, parameter in transformer.named_parameters():
+        if ".lora_" in name:
+            parameter.requires_grad_(False)
 
 
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
+@torch.no_grad()
+def _write_in_full(
+    transformer: WanTransformer3DModel,
+    originals: dict[str, Tensor],
+    active: Sequence[tuple[Lora, Adapter]],
+) -> None:
+    """Writes base + all deltas into the parameters, summed in fp32 and rounded once.
+
+    What no active file changes any more gets its own value back.
+    """
+    changes: dict[str, Tensor] = {}
+    for lora, adapter in active:
+        for name, delta in scaled_deltas(lora, adapter).items():
+            changes[name] = changes[name] + delta if name in changes else delta
+    parameters = base_parameters(transformer)
+    for name in originals.keys() - changes.keys():
+        parameters[name].copy_(originals.pop(name))
+    for name, change in changes.items():
+        parameter = parameters[name]
+        original = originals.setdefault(name, parameter.detach().clone())
+        parameter.copy_(original.float() + change.to(original.device).view_as(original))
+
+
+def base_parameters(transformer: WanTransformer3DModel) -> dict[str, Tensor]:
+    """The model's own parameters by their own names, seen through LoRAs that are attached."""
+    return {
+        name.replace(".base_layer.", "."): parameter
+        for name, parameter in transformer.named_parameters()
+        if ".lora_" not in name
+    }
+
+
+def _delete_idle(
+    transformer: WanTransformer3DModel, attached: Attached, active: Mapping[str, Adapter]
+) -> None:
+    """Removes the files attached longest ago that are not active, down to what may stay."""
+    idle = [name for name in attached.files if name not in active]
+    for name in idle[: max(len(attached.files) - MAX_RESIDENT, 0)]:
+        file = attached.files.pop(name)
+        if file.alphas:
+            transformer.delete_adapters(name)
+        if file.guides:
+            delete_guidance_embedder(transformer, name)

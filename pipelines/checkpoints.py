@@ -11,8 +11,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from pipelines.files import Header, read_json, what_is_missing
-from pipelines.recipe import SamplerSpec, Strict, explain
+from pipelines.files import Header, read_json
+from pipelines.layouts import own_image_preprocessing, what_is_missing
+from pipelines.recipe import ImagePreprocessing, Recipe, SamplerSpec, Strict, explain
 
 # The constant of Wan2.1's own configuration for every text-to-video model (`sample_neg_prompt`).
 WAN_NEGATIVE_PROMPT = (
@@ -33,6 +34,16 @@ class CheckpointSpec(Strict):
     num_frames: int = 81
     fps: int = 16
     negative_prompt: str = ""
+    image_preprocessing: ImagePreprocessing | None = Field(
+        None,
+        description="Of image-to-video models: how the first frame is brought to size "
+        "(pipelines/image_condition.py). Empty: the model takes no image.",
+    )
+
+    @property
+    def takes_image(self) -> bool:
+        """Whether every video starts from an image."""
+        return self.image_preprocessing is not None
 
 
 class ModelPreset(CheckpointSpec):
@@ -43,6 +54,19 @@ class ModelPreset(CheckpointSpec):
     kind: Literal["base", "distilled"] = "base"
     source: str = Field(
         description="Folder below the repository or a models folder, or a hub id of such a folder."
+    )
+    base: str | None = Field(
+        None,
+        description="Model that brings VAE and text encoder, where the source is a transformer "
+        "alone.",
+    )
+    files: tuple[str, ...] = Field(
+        (),
+        description="Patterns of the files to fetch from the hub, `*` across folders; empty "
+        "fetches all.",
+    )
+    size_gb: float | None = Field(
+        None, gt=0, description="What these files take on disk, in 10^9 bytes; empty: not known."
     )
     license: str
     prompts: str | None = Field(None, description="A file of presets/prompts/, without .txt.")
@@ -55,8 +79,9 @@ class ModelPreset(CheckpointSpec):
 class ModelEntry:
     """A preset and where it is; `missing` says in a sentence why it cannot be used, or is None.
 
-    `folder` holds the VAE, the text encoder and the transformer. A student has a `base` and uses
-    that one's folder, with a `transformer` or `adapters` (LoRA files) of its own.
+    `folder` holds the VAE, the text encoder and the transformer, unless the model has a
+    `transformer` of its own. A student has a `base` and uses what that one uses, with a
+    `transformer` or `adapters` (LoRA files) of its own.
     """
 
     preset: ModelPreset
@@ -68,8 +93,14 @@ class ModelEntry:
 
     @property
     def own_folder(self) -> Path | None:
-        """The folder that is this model's and no other's."""
-        return self.folder if self.base is None else Path(self.preset.source)
+        """The folder or file that is this model's and no other's."""
+        if self.base is not None:
+            return Path(self.preset.source)
+        if self.transformer is None:
+            return self.folder
+        return (
+            self.transformer.parent if self.transformer.name == "transformer" else self.transformer
+        )
 
     @property
     def networks(self) -> tuple[Path, ...]:
@@ -91,6 +122,15 @@ def read_preset(path: Path) -> ModelPreset:
         raise ValueError(f"preset {path.name}: {explain(error)}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"preset {path.name} is not valid YAML: {error}") from error
+
+
+def image_problem(preset: CheckpointSpec, recipe: Recipe) -> str | None:
+    """Why the model cannot be used with this image, or without one; None where it can."""
+    if preset.takes_image and recipe.image is None:
+        return f"image is missing: {recipe.model} continues an image; give it one"
+    if not preset.takes_image and recipe.image is not None:
+        return f"image is given but {recipe.model} makes videos from the prompt alone; leave it out"
+    return None
 
 
 def folder_entry(folder: Path, name: str) -> ModelEntry:
@@ -118,10 +158,15 @@ def _read_spec(folder: Path, default: CheckpointSpec) -> CheckpointSpec:
             return CheckpointSpec.model_validate(read_json(own))
         except ValidationError as error:
             raise ValueError(f"{own}: {explain(error)}") from error
+    changes: dict[str, Any] = {}
     if scheduler.is_file():
-        sampler: dict[str, Any] = {"flow_shift": read_json(scheduler).get("flow_shift", 5.0)}
-        return default.model_copy(update={"sampler": SamplerSpec(**sampler)})
-    return default
+        sampler = {"flow_shift": read_json(scheduler).get("flow_shift", 5.0)}
+        changes["sampler"] = SamplerSpec(**sampler)
+    changes["image_preprocessing"] = own_image_preprocessing(folder)
+    if changes["image_preprocessing"] == "native":
+        # Wan2.1's own defaults for 832x480; for 1280x720 it takes shift 5
+        changes["sampler"] = SamplerSpec(num_inference_steps=40, flow_shift=3.0)
+    return default.model_copy(update=changes)
 
 
 def adapter_sampler(path: Path) -> SamplerSpec | None:

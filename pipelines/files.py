@@ -7,6 +7,7 @@ torch, so that the web process can use it.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,6 +17,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 MODEL_PARTS = ("transformer", "vae", "text_encoder", "tokenizer")
+IMAGE_PARTS = ("image_encoder", "image_processor")
+IMAGE_PIPELINE = "WanImageToVideoPipeline"
+PIPELINES = ("WanPipeline", IMAGE_PIPELINE, "WanDMDPipeline")  # the last is FastWan's
+WITHOUT_WEIGHTS = ("tokenizer", "image_processor")
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model")  # diffusers', transformers'
 CONTENT_SUFFIXES = (".safetensors", ".json", ".model", ".bin", ".pt", ".pth")
 WHOLE_FILE_BYTES = 64 * 2**20  # larger files are hashed by samples: a 14B model has 60 GB
@@ -33,6 +38,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes the new folder `path` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class Header:
@@ -88,12 +106,19 @@ def _file_digest(path: Path, num_bytes: int, mtime_ns: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def is_model_folder(folder: Path) -> bool:
+def is_diffusers_folder(folder: Path) -> bool:
     """Whether the folder has the diffusers layout of a pipeline with a transformer."""
     return (folder / "model_index.json").is_file() and (folder / "transformer").is_dir()
 
 
-def what_is_missing(folder: Path) -> str | None:
+def pipeline_class(folder: Path) -> str | None:
+    """The diffusers pipeline that a model folder is for, where it says so."""
+    index = folder / "model_index.json"
+    name: str | None = read_json(index).get("_class_name") if index.is_file() else None
+    return name
+
+
+def diffusers_problem(folder: Path) -> str | None:
     """One sentence about the first thing that keeps a diffusers folder from loading, or None."""
     try:
         return _first_problem(folder)
@@ -102,20 +127,27 @@ def what_is_missing(folder: Path) -> str | None:
 
 
 def _first_problem(folder: Path) -> str | None:
-    if not is_model_folder(folder):
+    if not is_diffusers_folder(folder):
         return f"{folder} is not a diffusers folder: it needs model_index.json and transformer/"
-    pipeline = read_json(folder / "model_index.json").get("_class_name")
-    if pipeline != "WanPipeline":
-        return f"{folder} holds a {pipeline}, but only text-to-video Wan (WanPipeline) can be used"
-    for part in MODEL_PARTS:
+    pipeline = pipeline_class(folder)
+    if pipeline not in PIPELINES:
+        return f"{folder} holds a {pipeline}, but only {' and '.join(PIPELINES)} can be used"
+    for part in (*MODEL_PARTS, *_image_parts(folder)):
         if not (folder / part).is_dir():
             return f"{folder} has no {part}/ folder; copy it from the model's repository"
         missing = [file for file in weight_files(folder / part) if not file.is_file()]
-        if part != "tokenizer" and missing:
+        if part not in WITHOUT_WEIGHTS and missing:
             if any((folder / part).glob("*.bin")):
                 return f"{folder / part} is a pickle, which is not opened; save it as safetensors"
             return f"{part}/{missing[0].name} is missing in {folder}; copy or download it again"
     return None
+
+
+def _image_parts(folder: Path) -> tuple[str, ...]:
+    """What a network that reads CLIP's tokens needs beside the other parts."""
+    config = folder / "transformer" / "config.json"
+    reads_embeds = config.is_file() and read_json(config).get("image_dim") is not None
+    return IMAGE_PARTS if reads_embeds else ()
 
 
 def weight_files(part: Path) -> list[Path]:
@@ -126,7 +158,8 @@ def weight_files(part: Path) -> list[Path]:
             return [part / shard for shard in sorted(set(read_json(index)["weight_map"].values()))]
         if (part / f"{name}.safetensors").is_file():
             return [part / f"{name}.safetensors"]
-    expected = WEIGHT_NAMES[1] if part.name == "text_encoder" else WEIGHT_NAMES[0]
+    by_transformers = part.name in ("text_encoder", "image_encoder")
+    expected = WEIGHT_NAMES[1] if by_transformers else WEIGHT_NAMES[0]
     return [part / f"{expected}.safetensors"]
 
 
@@ -140,6 +173,8 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def weight_bytes(folder: Path) -> int:
-    """Size of all weights of a model folder on disk."""
-    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+def disk_bytes(path: Path) -> int:
+    """Size of a file, or of all files in a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

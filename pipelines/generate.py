@@ -4,27 +4,39 @@ The studio, the command line and the trainers' samples all come through here.
 """
 
 import gc
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import psutil
 import torch
 from torch import Tensor
 
 from pipelines.adapters import apply_adapters
-from pipelines.denoiser import Denoiser, GuidedDenoiserCall, check_guidance, guide
-from pipelines.files import atomic_path, joint_fingerprint, weight_bytes
-from pipelines.loading import Components, PromptEncoder, VideoCodec, load_components
+from pipelines.checkpoints import image_problem
+from pipelines.clock import Clock
+from pipelines.denoiser import Denoiser, check_guidance, conditioned, guide
+from pipelines.files import atomic_path, joint_fingerprint
+from pipelines.image_condition import ImageCondition, ImageConditioner
+from pipelines.layouts import weight_bytes
+from pipelines.loading import (
+    Components,
+    PromptEncoder,
+    VideoCodec,
+    best_dtype,
+    load_components,
+)
+from pipelines.memory import Placement, require_no_adapters
+from pipelines.memory_settings import PLAIN, Memory
+from pipelines.recent import Recent
 from pipelines.recipe import Adapter, Recipe
 from pipelines.registry import Registry
 from pipelines.sampling import draw_noise, sample
 from pipelines.video import write_poster, write_video
 
 MAX_PROMPTS = 64  # kept encoded; 4 MB each for Wan2.1
+MAX_IMAGES = 4  # kept encoded; 9 MB each for 81 frames of 832x480
 MAX_NOISES = 4  # kept drawn; 8 MB each for 81 frames of 832x480
 MEMORY_MARGIN = 1.3  # free memory a model needs, times its weights
 
@@ -59,33 +71,15 @@ class Clip:
 class Inputs:
     """What enters the denoising of one video: noise [1, C, F, H, W] and embeddings [1, L, D].
 
-    `generator_state` follows the noise; `negative_prompt_embeds` is None where no forward reads it.
+    `generator_state` follows the noise; `negative_prompt_embeds` is None where no forward reads it,
+    `condition` where the model continues no image.
     """
 
     noise: Tensor
     generator_state: Tensor
     prompt_embeds: Tensor
     negative_prompt_embeds: Tensor | None
-
-
-Value = TypeVar("Value")
-
-
-class Recent(Generic[Value]):
-    """The values used last, at most `max_size` of them."""
-
-    def __init__(self, max_size: int):
-        self.max_size = max_size
-        self.values: OrderedDict[object, Value] = OrderedDict()
-
-    def get(self, key: object, make: Callable[[], Value]) -> Value:
-        """The value of `key`, made if it is not there."""
-        if key not in self.values:
-            self.values[key] = make()
-        self.values.move_to_end(key)
-        if len(self.values) > self.max_size:
-            self.values.popitem(last=False)
-        return self.values[key]
+    condition: ImageCondition | None = None
 
 
 class ModelCache:
@@ -95,14 +89,16 @@ class ModelCache:
     `num_loads` and `num_encodes` count what was not shared.
     """
 
-    def __init__(self, registry: Registry, device: str):
+    def __init__(self, registry: Registry, device: str, memory: Memory = PLAIN):
         self.registry = registry
         self.device = device
+        self.memory = memory
         self.num_loads = 0
         self.num_encodes = 0
-        self._bases: OrderedDict[object, Components] = OrderedDict()
+        self._bases: OrderedDict[object, Placement] = OrderedDict()
         self._embeds: Recent[Tensor] = Recent(MAX_PROMPTS)
         self._noises: Recent[tuple[Tensor, Tensor]] = Recent(MAX_NOISES)
+        self._conditions: Recent[ImageCondition] = Recent(MAX_IMAGES)
 
     def components(self, recipe: Recipe) -> Components:
         """The networks of a resolved recipe, loaded at most once while memory lasts.
@@ -111,24 +107,40 @@ class ModelCache:
         """
         entry = self.registry.entry(recipe.model)
         assert entry.folder is not None
+        require_no_adapters(self.memory, len(entry.adapters) + len(recipe.adapters))
         text_length = entry.preset.text_length
         key = (entry.networks, joint_fingerprint(entry.networks), text_length)
+        if key in self._bases and not self._bases[key].covers(recipe):
+            del self._bases[key]
+            gc.collect()
         if key not in self._bases:
             self._make_room(sum(map(weight_bytes, entry.networks)))
-            self._bases[key] = load_components(
-                entry.folder, text_length, self.device, transformer=entry.transformer
+            device = self.device if self.memory == PLAIN else "cpu"
+            loaded = load_components(
+                entry.folder,
+                text_length,
+                device,
+                best_dtype(self.device),
+                transformer=entry.transformer,
             )
+            self._bases[key] = Placement(loaded, self.memory, self.device, recipe)
             self.num_loads += 1
         self._bases.move_to_end(key)
-        return self._bases[key]
+        return self._bases[key].components
+
+    def placement(self, components: Components) -> Placement:
+        """How these networks lie in memory."""
+        return next(held for held in self._bases.values() if held.components is components)
 
     def adapt(self, recipe: Recipe, components: Components) -> tuple[str, ...]:
         """Makes exactly the student's own LoRA and the recipe's active; returns notes."""
         own = [Adapter(path=str(path)) for path in self.registry.entry(recipe.model).adapters]
-        return apply_adapters(components.transformer, (*own, *recipe.adapters))
+        notes = apply_adapters(components.transformer, (*own, *recipe.adapters))
+        self.placement(components).settle()
+        return notes
 
     def inputs(self, recipe: Recipe, components: Components) -> Inputs:
-        """The recipe's noise and embeddings, the same tensors for all recipes that agree."""
+        """The recipe's noise, embeddings and image, the same tensors for all recipes that agree."""
         noise, state = self._noises.get(
             (recipe.seed, components.num_latent_channels, recipe.latent_shape),
             lambda: _seeded_noise(recipe, components),
@@ -136,19 +148,37 @@ class ModelCache:
         negative = None
         if recipe.sampler.reads_negative_prompt:
             negative = self._encode(components, recipe.negative_prompt)
-        return Inputs(noise, state, self._encode(components, recipe.prompt), negative)
+        embeds = self._encode(components, recipe.prompt)
+        return Inputs(noise, state, embeds, negative, self._condition(components, recipe))
+
+    def _condition(self, components: Components, recipe: Recipe) -> ImageCondition | None:
+        entry, image = self.registry.entry(recipe.model), recipe.image
+        if image is None:
+            return None
+        assert entry.folder is not None
+        how = entry.preset.image_preprocessing
+        assert how is not None  # `image_problem` has been asked
+        assert image.fingerprint is not None  # the recipe is resolved
+        conditioner = ImageConditioner(components, components.image_encoder, how)
+        size = (recipe.width, recipe.height, recipe.num_frames)
+        key = (joint_fingerprint([entry.folder]), how, image.fingerprint, size)
+        return self._conditions.get(
+            key,
+            lambda: conditioner.condition(Path(image.path), *size).to(torch.device(self.device)),
+        )
 
     def _encode(self, components: Components, prompt: str) -> Tensor:
         def encode() -> Tensor:
             self.num_encodes += 1
-            return components.encode_prompt([prompt])
+            return self.placement(components).encode_prompt([prompt])
 
         key = (components.text_fingerprint, components.text_length, prompt)
         return self._embeds.get(key, encode)
 
     def _make_room(self, num_bytes: int) -> None:
-        """Drops the models used longest ago until the next one fits."""
-        while self._bases and self._free_bytes() < num_bytes * MEMORY_MARGIN:
+        """Drops the models used longest ago until the next one fits; `fit` gives it the device."""
+        alone = self.memory == "fit" and self.device != "cpu"
+        while self._bases and (alone or self._free_bytes() < num_bytes * MEMORY_MARGIN):
             self._bases.popitem(last=False)
             gc.collect()  # PEFT's wrappers refer to each other in circles
 
@@ -167,15 +197,12 @@ def generate(
     Closing the iterator between two steps cancels; `out` is either whole or not there. ValueError
     for what cannot work.
     """
-    if problem := recipe.sampler.problem():
-        raise ValueError(problem)
-    if out.suffix != ".mp4" or out.is_dir():
-        raise ValueError(f"out is {str(out)!r} but must be the name of an .mp4 file")
-    clock = _Clock()
-    recipe = models.registry.resolve(recipe)
+    clock = Clock()
+    recipe = _checked(recipe, models.registry, out)
     yield Progress("load", 0, 1)
     components = models.components(recipe)
-    notes = models.adapt(recipe, components)
+    placement = models.placement(components)
+    notes = (*components.notes, *models.adapt(recipe, components), *placement.notes())
     model = Denoiser(components.transformer)
     check_guidance(model, recipe.sampler)
     notes += components.prompt_notes(recipe.prompt)
@@ -187,11 +214,14 @@ def generate(
     num_steps = recipe.sampler.num_inference_steps
     yield Progress("denoise", 0, num_steps)
     steps = denoise(recipe, model, inputs)
+    step_ends_sec = []
     for step in range(1, num_steps + 1):
         latents = next(steps)
-        eta_sec = clock.elapsed() / step * (num_steps - step)
+        step_ends_sec.append(clock.elapsed())
+        eta_sec = step_ends_sec[-1] / step * (num_steps - step)
         yield Progress("denoise", step, num_steps, eta_sec)
     denoise_sec = clock.lap()
+    notes += placement.compile_note(step_ends_sec)
     yield Progress("decode", 0, 1)
     video = components.decode(latents)
     frames = video[0].permute(0, 2, 3, 1).cpu().numpy()
@@ -206,13 +236,25 @@ def generate(
     yield Clip(out, poster, recipe, *seconds, num_forwards=model.num_forwards, notes=notes)
 
 
-def denoise(recipe: Recipe, model: GuidedDenoiserCall, inputs: Inputs) -> Iterator[Tensor]:
+def _checked(recipe: Recipe, registry: Registry, out: Path) -> Recipe:
+    """The recipe with fingerprints. ValueError where it cannot work or `out` is no place."""
+    if problem := recipe.sampler.problem():
+        raise ValueError(problem)
+    if out.suffix != ".mp4" or out.is_dir():
+        raise ValueError(f"out is {str(out)!r} but must be the name of an .mp4 file")
+    resolved = registry.resolve(recipe)
+    if problem := image_problem(registry.entry(recipe.model).preset, resolved):
+        raise ValueError(problem)
+    return resolved
+
+
+def denoise(recipe: Recipe, model: Denoiser, inputs: Inputs) -> Iterator[Tensor]:
     """Yields the latents [1, C, F, H, W] after every step, without gradients."""
     device = inputs.prompt_embeds.device
     generator = torch.Generator()
     generator.set_state(inputs.generator_state)
     spec, noise = recipe.sampler, inputs.noise.to(device)
-    guided = guide(model, spec, inputs.negative_prompt_embeds)
+    guided = guide(conditioned(model, inputs.condition), spec, inputs.negative_prompt_embeds)
     steps = sample(spec, guided, noise, inputs.prompt_embeds, generator)
     while True:
         with torch.no_grad():  # not around the yield: there it would leak into the caller
@@ -223,17 +265,21 @@ def denoise(recipe: Recipe, model: GuidedDenoiserCall, inputs: Inputs) -> Iterat
 
 
 def sample_video(
-    recipe: Recipe, prompts: PromptEncoder, codec: VideoCodec, model: GuidedDenoiserCall
+    recipe: Recipe,
+    prompts: PromptEncoder,
+    codec: VideoCodec,
+    model: Denoiser,
+    condition: ImageCondition | None = None,
 ) -> Tensor:
     """The recipe's video from a model in training, [1, F, 3, H, W] fp32 in [0, 1].
 
-    `recipe.adapters` is not read: `model` has them already.
+    `recipe.adapters` is not read: `model` has them already; `condition` is of `recipe.image`.
     """
     negative = None
     if recipe.sampler.reads_negative_prompt:
         negative = prompts.encode_prompt([recipe.negative_prompt])
     embeds = prompts.encode_prompt([recipe.prompt])
-    inputs = Inputs(*_seeded_noise(recipe, codec), embeds, negative)
+    inputs = Inputs(*_seeded_noise(recipe, codec), embeds, negative, condition)
     *_, latents = denoise(recipe, model, inputs)
     return codec.decode(latents)
 
@@ -243,23 +289,3 @@ def _seeded_noise(recipe: Recipe, codec: VideoCodec) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(recipe.seed)
     noise = draw_noise((1, codec.num_latent_channels, *recipe.latent_shape), generator)
     return noise, generator.get_state()
-
-
-class _Clock:
-    """Seconds since the start, and since the last lap."""
-
-    def __init__(self) -> None:
-        self.start = self.last = time.perf_counter()
-
-    def elapsed(self) -> float:
-        """On CUDA waits for the work that is queued, so that it is counted where it belongs."""
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        return time.perf_counter() - self.last
-
-    def total(self) -> float:
-        return time.perf_counter() - self.start
-
-    def lap(self) -> float:
-        seconds, self.last = self.elapsed(), time.perf_counter()
-        return seconds

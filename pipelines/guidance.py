@@ -4,7 +4,9 @@
 
 The same sinusoid and the same two layers as for the time; the sum also reaches the output's
 modulation. Meng et al. 2023, "On Distillation of Guided Diffusion Models" (arXiv:2210.03142).
-A new embedder ends in zeros, so a student starts as its teacher is without guidance.
+A new embedder ends in zeros, so a student starts as its teacher is without guidance. Checkpoints of
+distill_wan2.1 and DMD2_wanx were trained with 1000 * guidance_scale in bf16 (3 became 3.008), and
+are run so.
 """
 
 import re
@@ -17,6 +19,7 @@ from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embeddin
 from torch import Tensor, nn
 
 GUIDANCE_SCALE_TO_TIME = 1000.0
+DTYPE_KEY = "guidance_dtype"  # in the metadata of a file whose embedder was trained so
 OWN = "own"  # the name of the embedder that belongs to the base weights, not to an adapter
 _NAMED = re.compile(r"(\bguidance_embedder)\.\w+\.(linear_[12]\.(?:weight|bias))$")
 _PORTABLE = re.compile(r"(\bguidance_embedder)\.(linear_[12]\.(?:weight|bias))$")
@@ -33,6 +36,7 @@ class GuidedTimeEmbedding(nn.Module):
             time_embedder.linear_2,
         )
         self.guidance_embedder = nn.ModuleDict()
+        self.rounded: set[str] = set()  # the embedders that know guidance in bf16 only
         self.active: str | None = None
         self.strength = 1.0  # of the adapter that brought the active embedder
         self.guidance_scale: Tensor | None = None  # [B]; set for the length of one forward
@@ -43,8 +47,9 @@ class GuidedTimeEmbedding(nn.Module):
         if self.guidance_scale is None:
             return embedding
         assert self.active is not None  # `guidance_input` has checked
+        scaled = self.guidance_scale.float() * GUIDANCE_SCALE_TO_TIME
         guidance = get_timestep_embedding(
-            self.guidance_scale.float() * GUIDANCE_SCALE_TO_TIME,
+            scaled.bfloat16().float() if self.active in self.rounded else scaled,
             sinusoid.shape[-1],
             flip_sin_to_cos=True,
             downscale_freq_shift=0,
@@ -129,11 +134,15 @@ def is_guidance_weight(name: str) -> bool:
 
 
 def load_guidance_embedder(
-    transformer: WanTransformer3DModel, weights: dict[str, Tensor], name: str = OWN
+    transformer: WanTransformer3DModel,
+    weights: dict[str, Tensor],
+    name: str = OWN,
+    rounded: bool = False,
 ) -> None:
     """Adds an embedder with the weights that a file names portably; the rest is ignored.
 
-    ValueError where they are incomplete or were made for another model.
+    `rounded` is for one that was trained with 1000 * guidance_scale in bf16. ValueError where the
+    weights are incomplete or were made for another model.
     """
     mine = {
         key.split("guidance_embedder.")[1]: weight
@@ -153,3 +162,5 @@ def load_guidance_embedder(
         )
     with torch.no_grad():
         add_guidance_embedder(transformer, name).load_state_dict(mine)
+    if rounded:
+        transformer.condition_embedder.time_embedder.rounded.add(name)

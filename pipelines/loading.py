@@ -1,7 +1,7 @@
 """From a model folder to components in memory: transformer, VAE, text encoder, tokenizer.
 
-`load_components` is the one place that knows layouts. Weights are safetensors; a pickle is never
-opened.
+In diffusers' layout weights are safetensors, and a pickle is never opened; Wan's own layout is read
+by pipelines/native_loading.py.
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,38 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessor,
+    CLIPVisionModel,
+    PreTrainedTokenizerBase,
+    UMT5EncoderModel,
+)
 from transformers import logging as transformers_logging
 
-from pipelines.files import Header, fingerprint, weight_files, what_is_missing
-from pipelines.guidance import is_guidance_weight, load_guidance_embedder
+from pipelines.files import Header, fingerprint, weight_files
+from pipelines.guidance import DTYPE_KEY, is_guidance_weight, load_guidance_embedder
+from pipelines.layouts import (
+    image_encoder_path,
+    is_diffusers_part,
+    text_encoder_path,
+    tokenizer_path,
+    transformer_path,
+    vae_path,
+    what_is_missing,
+)
+from pipelines.native_clip import load_native_image_encoder
+from pipelines.native_loading import (
+    load_native_text_encoder,
+    load_native_transformer,
+    load_native_vae,
+)
+
+GATE = ".to_gate_compress."  # FastWan's, of the coarse half of its sparse attention
+GATES_UNREAD = (
+    "this checkpoint was trained with sparse attention (VSA); it runs with full attention and "
+    "without its gates"
+)
 
 
 @dataclass
@@ -61,7 +88,7 @@ class PromptEncoder:
 class VideoCodec:
     """What turns video into latents and back."""
 
-    vae: AutoencoderKLWan  # fp32, as in Wan's own inference
+    vae: AutoencoderKLWan  # fp32, as in Wan's own inference, or bf16
 
     @property
     def device(self) -> torch.device:
@@ -77,7 +104,8 @@ class VideoCodec:
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents [B, C, F, H, W] -> video [B, F, 3, 8H, 8W] fp32 in [0, 1]."""
         mean, std = self._latent_statistics()
-        video = self.vae.decode(latents.float() * std + mean, return_dict=False)[0]
+        unscaled = (latents.float() * std + mean).to(self.vae.dtype)
+        video = self.vae.decode(unscaled, return_dict=False)[0].float()
         return (video / 2 + 0.5).clamp(0, 1).transpose(1, 2)
 
     @torch.no_grad()
@@ -86,9 +114,13 @@ class VideoCodec:
 
         The posterior's mean, never a sample, as in Wan's own preprocessing.
         """
-        mean, std = self._latent_statistics()
         pixels = video.transpose(1, 2).to(self.device, torch.float32) * 2 - 1
-        return (self.vae.encode(pixels).latent_dist.mode() - mean) / std
+        return self.normalise(self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode())
+
+    def normalise(self, vae_latents: Tensor) -> Tensor:
+        """Latents as the VAE's encoder has them [B, C, F, H, W] -> normalised ones."""
+        mean, std = self._latent_statistics()
+        return (vae_latents.to(self.device).float() - mean) / std
 
     def _latent_statistics(self) -> tuple[Tensor, Tensor]:
         shape = (1, -1, 1, 1, 1)
@@ -98,10 +130,20 @@ class VideoCodec:
 
 
 @dataclass
+class ImageEncoder:
+    """What image-to-video checkpoints with CLIP see an image through."""
+
+    network: CLIPVisionModel
+    processor: CLIPImageProcessor
+
+
+@dataclass
 class Components(PromptEncoder, VideoCodec):
     """One model in memory, all on one device. Transformer and text encoder may be bf16."""
 
     transformer: WanTransformer3DModel
+    image_encoder: ImageEncoder | None = None
+    notes: tuple[str, ...] = ()  # what a user should know of these weights
 
 
 def pick_device(name: str | None = None) -> str:
@@ -127,17 +169,22 @@ def load_components(
     dtype: torch.dtype | None = None,
     transformer: Path | None = None,
 ) -> Components:
-    """Loads a diffusers folder of text-to-video Wan; `dtype` is for transformer and text encoder.
+    """Loads a folder of Wan; `dtype` is for transformer and text encoder.
 
-    `transformer` is the folder of a student's own, in place of the one in `folder`. ValueError in
-    one sentence for a missing, damaged or foreign file.
+    `transformer` is a folder or file of a model's own, in place of the one in `folder`.
+    ValueError in one sentence for a missing, damaged or foreign file.
     """
     dtype = dtype or best_dtype(device)
     prompts = load_prompt_encoder(folder, text_length, device, dtype)
+    path = transformer or transformer_path(folder)
+    network = load_transformer(path, dtype, device)
+    reads_embeds = network.config.image_dim is not None
     return Components(
         **vars(prompts),
         **vars(load_video_codec(folder, device)),
-        transformer=load_transformer(transformer or folder / "transformer", dtype, device),
+        transformer=network,
+        image_encoder=load_image_encoder(folder, device) if reads_embeds else None,
+        notes=(GATES_UNREAD,) if is_diffusers_part(path) and _has_gates(path) else (),
     )
 
 
@@ -147,18 +194,40 @@ def load_prompt_encoder(
     """Tokenizer and text encoder alone of a folder that `load_components` reads."""
     _refuse_incomplete(folder)
     dtype = dtype or best_dtype(device)
+    part, tokenizer = text_encoder_path(folder), tokenizer_path(folder)
+    if part.is_dir():
+        text_encoder = _load(UMT5EncoderModel, part, dtype, device)
+    else:
+        text_encoder = load_native_text_encoder(part, dtype, device)
     return PromptEncoder(
-        text_encoder=_load(UMT5EncoderModel, folder / "text_encoder", dtype, device),
-        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        text_encoder=text_encoder,
+        tokenizer=AutoTokenizer.from_pretrained(tokenizer, local_files_only=True),
         text_length=text_length,
-        text_fingerprint=fingerprint(folder / "text_encoder") + fingerprint(folder / "tokenizer"),
+        text_fingerprint=fingerprint(part) + fingerprint(tokenizer),
     )
 
 
 def load_video_codec(folder: Path, device: str) -> VideoCodec:
     """The VAE alone of a folder that `load_components` reads."""
     _refuse_incomplete(folder)
-    return VideoCodec(_load(AutoencoderKLWan, folder / "vae", torch.float32, device))
+    part = vae_path(folder)
+    if part.is_dir():
+        return VideoCodec(_load(AutoencoderKLWan, part, torch.float32, device))
+    return VideoCodec(load_native_vae(part, torch.float32, device))
+
+
+def load_image_encoder(folder: Path, device: str) -> ImageEncoder:
+    """CLIP alone of a folder that `load_components` reads, fp32. ValueError where it has none."""
+    native = image_encoder_path(folder)
+    if native.is_file():
+        return ImageEncoder(load_native_image_encoder(native, device), CLIPImageProcessor())
+    for part in ("image_encoder", "image_processor"):
+        if not (folder / part).is_dir():
+            raise ValueError(f"model: {folder} has no {part}/ folder; copy or download it again")
+    return ImageEncoder(
+        _load(CLIPVisionModel, folder / "image_encoder", torch.float32, device),
+        CLIPImageProcessor.from_pretrained(folder / "image_processor", local_files_only=True),
+    )
 
 
 def _refuse_incomplete(folder: Path) -> None:
@@ -167,21 +236,36 @@ def _refuse_incomplete(folder: Path) -> None:
         raise ValueError(f"model: {problem}")
 
 
-def load_transformer(folder: Path, dtype: torch.dtype, device: str) -> WanTransformer3DModel:
-    """Loads a `transformer/` folder, frozen, with the guidance embedder where its files have one.
+def load_transformer(path: Path, dtype: torch.dtype, device: str) -> WanTransformer3DModel:
+    """Loads a `transformer/` folder, a native folder or one file: frozen, with the guidance
+    embedder where its files have one.
 
     ValueError in one sentence for a missing, damaged or foreign file.
     """
-    transformer: WanTransformer3DModel = _load(WanTransformer3DModel, folder, dtype, device)
+    if not is_diffusers_part(path):
+        return load_native_transformer(path, dtype, device)
+    transformer: WanTransformer3DModel = _load(WanTransformer3DModel, path, dtype, device)
     guidance: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        with safe_open(path, "pt") as file:
+    metadata: dict[str, str] = {}
+    for file_path in weight_files(path):
+        with safe_open(file_path, "pt") as file:
             names = filter(is_guidance_weight, file.keys())
             guidance |= {name: file.get_tensor(name) for name in names}
+            metadata |= file.metadata() or {}
     if guidance:
-        load_guidance_embedder(transformer, guidance)
+        rounded = metadata.get(DTYPE_KEY) == "bfloat16"
+        load_guidance_embedder(transformer, guidance, rounded=rounded)
         transformer.requires_grad_(False).eval()
     return transformer
+
+
+def _is_spare(name: str) -> bool:
+    """Whether a network may do without that weight, or gets it by another way."""
+    return is_guidance_weight(name) or GATE in name
+
+
+def _has_gates(folder: Path) -> bool:
+    return any(GATE in name for file in weight_files(folder) for name in Header(file).shapes)
 
 
 def _load(network: Any, part: Path, dtype: torch.dtype, device: str) -> Any:
@@ -203,7 +287,7 @@ def _load(network: Any, part: Path, dtype: torch.dtype, device: str) -> Any:
             "copy or download that folder again"
         ) from error
     for what in ("missing", "unexpected"):
-        names = sorted(key for key in report[f"{what}_keys"] if not is_guidance_weight(key))
+        names = sorted(key for key in report[f"{what}_keys"] if not _is_spare(key))
         if names:
             raise ValueError(
                 f"model: the weights in {part} do not fit its config.json ({len(names)} tensors "

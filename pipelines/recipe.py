@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 SamplerName = Literal["unipc", "euler", "lcm"]
 GuidanceMode = Literal["two_pass", "embedded", "off"]
+ImagePreprocessing = Literal["diffusers", "native"]
 
 SPATIAL_MULTIPLE = 16  # VAE stride 8 times transformer patch 2
 TEMPORAL_STRIDE = 4
@@ -93,6 +94,12 @@ class SamplerSpec(Strict):
         mode = " embedded" if self.guidance_mode == "embedded" else ""
         return f"guidance {self.guidance_scale:g}{mode}"
 
+    @property
+    def text(self) -> str:
+        """Solver, steps, shift and guidance in one line, for people."""
+        steps = f"{self.name} {self.num_inference_steps} steps"
+        return f"{steps}, shift {self.flow_shift:g}, {self.guidance_text}"
+
     def problem(self) -> str | None:
         """Why this combination cannot give a sensible video, or None; shown before it runs."""
         if self.guidance_mode == "off" and self.guidance_scale > 1:
@@ -117,6 +124,15 @@ class Adapter(Strict):
     )
 
 
+class FirstFrame(Strict):
+    """The image that an image-to-video model continues."""
+
+    path: str = Field(description="An image file.")
+    fingerprint: str | None = Field(
+        None, description="Content hash, filled in when the recipe is resolved."
+    )
+
+
 class Recipe(Strict):
     """Everything that made one video. Equal recipes give equal frames on the same machine."""
 
@@ -128,6 +144,7 @@ class Recipe(Strict):
     adapters: tuple[Adapter, ...] = ()
     sampler: SamplerSpec = SamplerSpec()
     prompt: str = Field(description="What to show.")
+    image: FirstFrame | None = Field(None, description="For image-to-video models, and only those.")
     negative_prompt: str = Field("", description="What to avoid; read only with guidance above 1.")
     seed: int = Field(0, ge=0, le=2**63 - 1)
     width: int = Field(832, ge=SPATIAL_MULTIPLE, le=4096, description="Pixels, a multiple of 16.")
@@ -158,10 +175,15 @@ class Recipe(Strict):
         return (self.num_frames - 1) // TEMPORAL_STRIDE + 1, self.height // 8, self.width // 8
 
     def to_json(self) -> str:
-        """One line of JSON, keys sorted: the text that goes into the mp4 and under the hash."""
-        return json.dumps(
-            self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False, separators=(",", ":")
-        )
+        """One line of JSON, keys sorted: the text that goes into the mp4 and under the hash.
+
+        Without an image it does not speak of one: clips that were made before there were images
+        keep their keys.
+        """
+        content = self.model_dump(mode="json")
+        if self.image is None:
+            del content["image"]
+        return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
     def key(self) -> str:
         """Cache key: the first 32 hex digits of the SHA-256 of `to_json`."""

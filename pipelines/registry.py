@@ -1,13 +1,15 @@
 """What models and LoRAs exist here, and the recipes they make.
 
 A model is a file presets/models/NAME.yaml, a student in assets/students/ or exported by a run (RUN,
-or RUN@STEP for one of its checkpoints), or any diffusers folder or student under a models folder.
-Nothing is ever downloaded. This module imports no torch, so that the web process can use it.
+or RUN@STEP for one of its checkpoints), or under a models folder any model in diffusers' or Wan's
+own layout, any student, any transformer in a file or folder of its own.
+Nothing is downloaded here; that is `download_command`. This module imports no torch, so that the
+web process can use it.
 """
 
 import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Unpack
@@ -21,10 +23,12 @@ from pipelines.checkpoints import (
     folder_entry,
     read_preset,
 )
-from pipelines.files import Header, fingerprint, is_model_folder, joint_fingerprint, what_is_missing
+from pipelines.files import Header, fingerprint, joint_fingerprint
+from pipelines.layouts import is_model_folder, what_is_missing
 from pipelines.overrides import Overrides, negative_prompt_for, override, own_sampler
-from pipelines.recipe import Adapter, Recipe, explain
-from pipelines.students import StudentSpec, is_student_folder, student_entry
+from pipelines.recipe import Adapter, FirstFrame, Recipe, explain
+from pipelines.single_file import entry_at, models_in, preset_on_base
+from pipelines.students import StudentSpec, is_student_folder
 
 __all__ = [
     "CheckpointSpec",
@@ -38,7 +42,9 @@ __all__ = [
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ROOT / "presets"
 STUDENTS = ROOT / "assets" / "students"
+KEPT = "models"  # below the runs folder: exports that were given a name and stay
 RUNS = Path(os.environ.get("STUDIO_RUNS") or ROOT / "runs")  # set by `app.py --runs`
+MODELS = Path(os.environ.get("STUDIO_MODELS") or ROOT / "models")  # where no folder is named
 MAX_DEPTH = 5  # of a model below a models folder
 
 
@@ -51,38 +57,57 @@ class Registry:
                 raise ValueError(
                     f"models folder {folder} does not exist; create it or correct --models"
                 )
-        self.model_dirs = tuple(model_dirs)
+        self.model_dirs = tuple(model_dirs) or ((MODELS,) if MODELS.is_dir() else ())
         self.runs_dir = runs_dir
+
+    @property
+    def download_dir(self) -> Path:
+        """Where downloaded models go; it may not be there yet."""
+        return self.model_dirs[0] if self.model_dirs else MODELS
+
+    def presets(self) -> dict[str, ModelPreset]:
+        """The models of presets/models/ by name, here or not; what ships comes first."""
+        presets = [read_preset(path) for path in _files(PRESETS / "models", ".yaml")]
+        presets.sort(key=lambda p: (not p.source.startswith("assets/"), p.name))
+        return {preset.name: preset for preset in presets}
 
     def models(self) -> dict[str, ModelEntry]:
         """All models by name: presets, students, runs, then what the models folders hold.
 
         Looks at the disk again on every call.
         """
-        presets = {
-            path.stem: self._preset_entry(path) for path in _files(PRESETS / "models", ".yaml")
-        }
-        known = {entry.folder.resolve() for entry in presets.values() if entry.folder}
-        folders: dict[str, Path] = {}
-        for name, other_name, folder in self._folders():
-            if folder.resolve() not in known:
-                known.add(folder.resolve())
-                taken = name in presets or name in folders
-                folders[other_name if taken else name] = folder
+        presets = self._presets()
+        known = {entry.own_folder.resolve() for entry in presets.values() if entry.own_folder}
+        known |= {path.parent for path in known if path.is_file()}  # LightX2V puts a VAE beside it
+        places: dict[str, Path] = {}
+        for name, other_name, place in self._scanned():
+            if place.resolve() not in known:
+                known.add(place.resolve())
+                taken = name in presets or name in places
+                places[other_name if taken else name] = place
         bases = presets | {
-            name: folder_entry(folder, name)
-            for name, folder in folders.items()
-            if is_model_folder(folder)
+            name: folder_entry(place, name)
+            for name, place in places.items()
+            if is_model_folder(place)
         }
-        found = {
-            name: bases[name] if name in bases else student_entry(folder, name, bases)
-            for name, folder in folders.items()
+        alone = {name: place for name, place in places.items() if name not in bases}
+        first = {name: entry_at(place, name, bases) for name, place in alone.items()}
+        whole = bases | {name: entry for name, entry in first.items() if entry.missing is None}
+        found = {  # those that stand on another student: a reward's LoRA on a distilled model
+            name: whole.get(name) or entry_at(place, name, whole) for name, place in places.items()
         }
         return presets | found
 
-    def _folders(self) -> Iterator[tuple[str, str, Path]]:
-        """Folders that may hold a model: the name, another in case it is taken, and the folder."""
-        for folder in sorted(STUDENTS.glob("*/")):
+    def _presets(self) -> dict[str, ModelEntry]:
+        """What presets/models/ describes; what ships with the repository comes first."""
+        presets = self.presets().values()
+        whole = {p.name: self._preset_entry(p) for p in presets if p.base is None}
+        alone = {p.name: self._preset_on_base(p, whole) for p in presets if p.base is not None}
+        return {p.name: (whole | alone)[p.name] for p in presets}
+
+    def _scanned(self) -> Iterator[tuple[str, str, Path]]:
+        """What may hold a model: its name, another in case that is taken, and a folder or file."""
+        for folder in (*sorted(STUDENTS.glob("*/")), *sorted((self.runs_dir / KEPT).glob("*/"))):
             yield folder.name, str(folder), folder
         for folder in sorted(self.runs_dir.glob("*/export/")):
             if not (folder / "vae").is_dir():  # an autoencoder's export makes no videos
@@ -92,32 +117,26 @@ class Registry:
             yield name, f"runs/{name}", folder
         for models_dir in self.model_dirs:
             for folder in _walk(models_dir):
-                if is_model_folder(folder) or is_student_folder(folder):
-                    name = folder.relative_to(models_dir).as_posix()
-                    yield folder.resolve().name if name == "." else name, str(folder), folder
+                for place in models_in(folder):
+                    name = place.relative_to(models_dir).as_posix()
+                    yield place.resolve().name if name == "." else name, str(place), place
 
     def entry(self, model: str) -> ModelEntry:
-        """A model by name or folder. ValueError that suggests the nearest names."""
+        """A model by name, folder or file. ValueError that suggests the nearest names."""
         entries = self.models()
         if model in entries:
             return entries[model]
-        folder = Path(model)
-        if folder.is_dir():
-            same = [e for e in entries.values() if e.own_folder and e.own_folder.samefile(folder)]
+        place = Path(model)
+        if place.exists():
+            same = [e for e in entries.values() if e.own_folder and e.own_folder.samefile(place)]
             if same:
                 return same[0]
-            if is_student_folder(folder):
-                return student_entry(folder, model, entries)
-            return folder_entry(folder, model)
-        if folder.is_file():
-            raise ValueError(
-                f"model {model!r} is a file; give the folder that holds model_index.json"
-            )
+            return entry_at(place, model, entries)
         nearest = difflib.get_close_matches(model, entries, n=3, cutoff=0.4) or list(entries)
         raise ValueError(f"model {model!r} is unknown; did you mean {' or '.join(nearest)}?")
 
     def loras(self) -> list[Path]:
-        """LoRA files and PEFT folders under the models folders, those that can be read."""
+        """LoRA files and PEFT folders under the models folders, and LoRAs on top of students."""
         found: list[Path] = []
         for models_dir in self.model_dirs:
             for folder in _walk(models_dir):
@@ -125,7 +144,8 @@ class Registry:
                     found.append(folder)
                 elif not is_model_folder(folder):
                     found += [path for path in _files(folder, ".safetensors") if _is_lora(path)]
-        return found
+        on_top = [e.adapters[-1] for e in self.models().values() if len(e.adapters) > 1]
+        return found + [path for path in on_top if path not in found]
 
     def prompt_lists(self) -> list[str]:
         """Names of the prompt lists in presets/prompts/."""
@@ -146,6 +166,7 @@ class Registry:
         model: str,
         prompt: str,
         *,
+        image: Path | None = None,
         adapters: Sequence[Adapter] = (),
         seed: int = 0,
         **overrides: Unpack[Overrides],
@@ -166,6 +187,7 @@ class Registry:
                 adapters=tuple(adapters),
                 sampler=sampler,
                 prompt=prompt,
+                image=None if image is None else FirstFrame(path=str(image)),
                 negative_prompt=negative_prompt_for(entry.preset, sampler, given),
                 seed=seed,
                 **{field: given.get(field, getattr(entry.preset, field)) for field in geometry},
@@ -188,21 +210,30 @@ class Registry:
             for adapter in recipe.adapters
         )
         model_fingerprint = _verify("model", entry.weights, recipe.model_fingerprint)
+        image = recipe.image
+        if image is not None:
+            digest = _verify("image", [Path(image.path)], image.fingerprint)
+            image = image.model_copy(update={"fingerprint": digest})
         return recipe.model_copy(
-            update={"adapters": adapters, "model_fingerprint": model_fingerprint}
+            update={"adapters": adapters, "model_fingerprint": model_fingerprint, "image": image}
         )
 
-    def _preset_entry(self, path: Path) -> ModelEntry:
-        preset = read_preset(path)
+    def _preset_entry(self, preset: ModelPreset) -> ModelEntry:
         folder = next(filter(is_model_folder, self._places(preset.source)), None)
         if folder is None:
-            name = Path(preset.source).name
-            missing = (
-                f"{preset.source} is not here; run `hf download {preset.source} --local-dir "
-                f"DIR/{name}` for any folder DIR and start with --models DIR"
-            )
-            return ModelEntry(preset, None, missing)
+            return ModelEntry(preset, None, _how_to_get(preset))
         return ModelEntry(preset, folder, what_is_missing(folder))
+
+    def _preset_on_base(self, preset: ModelPreset, bases: Mapping[str, ModelEntry]) -> ModelEntry:
+        """A preset whose source is a transformer alone."""
+        base = bases.get(preset.base or "")
+        if base is None:
+            raise ValueError(
+                f"preset {preset.name}.yaml: base is {preset.base!r} but must be one of "
+                f"{', '.join(bases)}"
+            )
+        entry = preset_on_base(preset, self._places(preset.source), base)
+        return entry or ModelEntry(preset, None, _how_to_get(preset))
 
     def _places(self, source: str) -> Iterator[Path]:
         """Where a preset's weights may lie, the hub's own cache layout included."""
@@ -214,6 +245,13 @@ class Registry:
             yield models_dir / Path(source).name
             cached = models_dir / f"models--{source.replace('/', '--')}" / "snapshots"
             yield from sorted(cached.glob("*"))
+
+
+def _how_to_get(preset: ModelPreset) -> str:
+    return (
+        f"{preset.source} is not here; run `python -m pipelines download {preset.name} "
+        f"--models DIR`, or put it at DIR/{Path(preset.source).name}, and start with --models DIR"
+    )
 
 
 def _verify(field: str, paths: Sequence[Path], expected: str | None) -> str:
@@ -249,7 +287,8 @@ def _walk(models_dir: Path) -> Iterator[Path]:
         path = Path(folder)
         yield path
         deep = len(path.relative_to(models_dir).parts) >= MAX_DEPTH
-        inside = [] if deep or is_model_folder(path) else sorted(subfolders)
+        whole = is_model_folder(path) or is_student_folder(path)
+        inside = [] if deep or whole else sorted(subfolders)
         subfolders[:] = [name for name in inside if not name.startswith(".")]
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from pipelines.checkpoints import CheckpointSpec, ModelEntry, ModelPreset, folder_entry
-from pipelines.files import Header, is_model_folder, read_json, weight_files
+from pipelines.files import Header, read_json, weight_files
+from pipelines.layouts import is_model_folder
 from pipelines.recipe import explain
 
 SPEC_FILE = "sampler.json"
@@ -41,13 +42,15 @@ def student_entry(folder: Path, name: str, bases: Mapping[str, ModelEntry]) -> M
         spec = _read_spec(folder)
         own = {field: getattr(spec, field) for field in CheckpointSpec.model_fields}
         preset = preset.model_copy(update={**own, "title": spec.title or name})
-        base = _base(spec.base, bases)
+        base = base_entry(spec.base, bases)
         transformer, adapters = _weights(folder)
     except ValueError as error:
         return ModelEntry(preset, None, str(error))
     inherited = {"license": base.preset.license, "prompts": base.preset.prompts}
     preset = preset.model_copy(update=inherited)
-    return ModelEntry(preset, base.folder, None, spec.base, transformer, adapters)
+    if transformer is None:  # its LoRA goes on top of what its base is made of
+        transformer, adapters = base.transformer, (*base.adapters, *adapters)
+    return ModelEntry(preset, base.folder, None, base.base or spec.base, transformer, adapters)
 
 
 def _read_spec(folder: Path) -> StudentSpec:
@@ -60,16 +63,18 @@ def _read_spec(folder: Path) -> StudentSpec:
         raise ValueError(f"{file}: {explain(error)}") from error
 
 
-def _base(name: str, bases: Mapping[str, ModelEntry]) -> ModelEntry:
+def base_entry(name: str, bases: Mapping[str, ModelEntry]) -> ModelEntry:
     """The base model, by name or folder; ValueError where it cannot carry a student."""
     base = bases.get(name)
     if base is None and is_model_folder(Path(name)):
         base = folder_entry(Path(name), name)
-    if base is None or base.base is not None:
-        models = [known for known, entry in bases.items() if entry.base is None]
+    if base is None and is_student_folder(Path(name)):
+        base = student_entry(Path(name), name, bases)
+    if base is None:
+        models = [known for known, entry in bases.items() if entry.missing is None]
         raise ValueError(
-            f"base {name!r} is not among the base models here ({', '.join(models)}); "
-            "a student stands on one of them, never on another student"
+            f"base {name!r} is not among the models here ({', '.join(models)}); a student stands "
+            "on one of them"
         )
     if base.missing is not None:
         raise ValueError(f"base {name!r} cannot be used: {base.missing}")

@@ -47,11 +47,11 @@ def write_nothing(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (write_foreign_names, "fits no layer of this model"),
+        (write_foreign_names, "fits no layer of Wan2.1"),
         (write_other_model_size, "made for another model: .* 48x48 in the file and 32x32 here"),
         (write_full_weights, "to_q.weight is not a plain LoRA weight"),
         (write_dora, "lora_magnitude_vector is not a plain LoRA weight"),
-        (write_half, "is incomplete: .*to_q has only one of lora_A and lora_B"),
+        (write_half, "is incomplete: .*to_q has only one of A and B"),
         (write_truncated, "are damaged"),
         (write_nothing, "is incomplete: it is empty"),
         (lambda path: path.mkdir(), "is a folder without adapter_config.json"),

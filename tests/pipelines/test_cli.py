@@ -148,9 +148,11 @@ def test_show_of_something_else_is_refused(
 
 def test_ctrl_c_ends_with_130_and_leaves_nothing(command: list[str], tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines", *command, "--steps", "1000"],
+        [sys.executable, "-m", "pipelines", *command, "--steps", "1000", "--size", "128x128"],
         stderr=subprocess.PIPE,
         text=True,
+        # Started in the background, the tests themselves may have been told to ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     deadline = time.monotonic() + 180

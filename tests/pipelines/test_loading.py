@@ -134,8 +134,8 @@ def break_the_index(folder: Path) -> None:
     (folder / "model_index.json").write_text("{")
 
 
-def become_an_image_to_video_model(folder: Path) -> None:
-    (folder / "model_index.json").write_text('{"_class_name": "WanImageToVideoPipeline"}')
+def become_another_pipeline(folder: Path) -> None:
+    (folder / "model_index.json").write_text('{"_class_name": "WanVACEPipeline"}')
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def become_an_image_to_video_model(folder: Path) -> None:
         ),
         (lose_the_tokenizer, "has no tokenizer/ folder"),
         (break_the_index, "model_index.json is not valid JSON"),
-        (become_an_image_to_video_model, "holds a WanImageToVideoPipeline, but only"),
+        (become_another_pipeline, "holds a WanVACEPipeline, but only"),
     ],
 )
 def test_a_damaged_or_foreign_folder_is_refused_in_one_sentence(

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from pipelines.checkpoints import WAN_NEGATIVE_PROMPT
 from pipelines.files import fingerprint
+from pipelines.flow import sigma_schedule
 from pipelines.recipe import Adapter, SamplerSpec
 from pipelines.registry import Registry
 from tests.pipelines.conftest import lora_tensors
@@ -24,7 +25,8 @@ def own_models(models_dir: Path, tmp_path: Path) -> Path:
 
 def test_the_presets_come_first_and_tiny_wan_is_here() -> None:
     entries = Registry().models()
-    assert list(entries)[:3] == ["tiny-wan", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b"]
+    assert list(entries)[:2] == ["tiny-wan", "tiny-wan-i2v"]
+    assert {"wan2.1-t2v-1.3b", "wan2.1-t2v-14b"} < entries.keys()
     tiny = entries["tiny-wan"]
     assert tiny.missing is None
     assert tiny.folder is not None
@@ -37,7 +39,8 @@ def test_a_published_wan_is_missing_until_its_folder_is_under_a_models_folder(
 ) -> None:
     entry = Registry().models()[name]
     assert entry.folder is None
-    assert "hf download Wan-AI/Wan2.1-T2V" in (entry.missing or "")
+    assert "Wan-AI/Wan2.1-T2V" in (entry.missing or "")
+    assert "pipelines download wan2.1-t2v" in (entry.missing or "")
     assert entry.preset.sampler == SamplerSpec.model_validate({"flow_shift": 3.0})
     assert (entry.preset.license, entry.preset.text_length) == ("Apache-2.0", 512)
     assert entry.preset.negative_prompt == WAN_NEGATIVE_PROMPT
@@ -108,8 +111,8 @@ def test_loras_are_recognised_by_their_header(own_models: Path) -> None:
     (own_models / "peft").mkdir()
     (own_models / "peft" / "adapter_config.json").write_text("{}")
     save_file(lora_tensors(1), own_models / "peft" / "adapter_model.safetensors")
-    found = [path.relative_to(own_models).as_posix() for path in Registry([own_models]).loras()]
-    assert found == ["style.safetensors", "peft"]
+    found = [path for path in Registry([own_models]).loras() if path.is_relative_to(own_models)]
+    assert found == [own_models / "style.safetensors", own_models / "peft"]
 
 
 def test_a_recipe_has_the_checkpoints_settings_under_the_overrides(registry: Registry) -> None:
@@ -198,7 +201,7 @@ def test_a_large_file_is_hashed_by_samples_that_reach_its_end(tmp_path: Path) ->
     ("model", "message"),
     [
         ("mni", "model 'mni' is unknown; did you mean mini"),
-        ("tests/pipelines/conftest.py", "is a file; give the folder that holds model_index.json"),
+        ("tests/pipelines/conftest.py", "is a file without weights; give a model's folder"),
         ("tests", "model tests cannot be used: tests is not a diffusers folder"),
     ],
 )
@@ -231,3 +234,43 @@ def test_the_registry_needs_no_torch() -> None:
     code = "import sys, pipelines.registry, pipelines.video; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
+
+
+SIGMAS = {
+    "lightx2v": [1, 0.9375, 0.8333, 0.625, 0],
+    "self-forcing-plus": [1, 0.9375, 0.8333, 0.625, 0],
+    "fastwan": [1, 0.757, 0.522, 0],
+    "causvid": [1, 0.757, 0.522, 0],
+}
+
+
+@pytest.mark.parametrize("recipe", SIGMAS)
+def test_presets_of_published_students_step_through_the_levels_of_their_training(
+    recipe: str,
+) -> None:
+    students = {n: e for n, e in Registry().models().items() if n.endswith(recipe)}
+    assert students
+    for entry in students.values():
+        spec = entry.preset.sampler
+        levels = sigma_schedule(spec.num_inference_steps, spec.flow_shift, spec.sigmas)
+        assert levels.tolist() == pytest.approx(SIGMAS[recipe], abs=1e-4)
+        assert (spec.name, spec.forwards_per_step, spec.problem()) == ("lcm", 1, None)
+        assert entry.preset.kind == "distilled"
+
+
+def test_every_preset_says_where_it_comes_from_and_stands_on_a_preset_that_is_whole() -> None:
+    entries = Registry().models()
+    presets = {n: e.preset for n, e in entries.items() if n.startswith(("wan2.1", "tiny-wan"))}
+    assert len(presets) == 13
+    for preset in presets.values():
+        assert preset.license
+        if preset.base:
+            assert preset.files or preset.name == I2V
+            assert presets[preset.base].base is None
+            assert presets[preset.base].takes_image == preset.takes_image or preset.name == I2V
+        for field in ("in_channels", "image_dim"):
+            known = (preset.architecture or {}).get(field) is not None
+            assert known == (preset.takes_image and not preset.name.startswith("tiny"))
+
+
+I2V = "tiny-wan-i2v"  # its base brings the VAE and the text encoder only

@@ -106,8 +106,8 @@ def test_a_student_is_found_by_its_folder(registry: Registry, own_models: Path) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"base": "few"}, "base 'few' is not among the base models here .* never on another"),
-        ({"base": "absent"}, "base 'absent' is not among the base models here .*mini"),
+        ({"base": "student"}, "base 'student' is not among the models here"),
+        ({"base": "absent"}, "base 'absent' is not among the models here .*mini"),
         ({"base": "wan2.1-t2v-14b"}, "base 'wan2.1-t2v-14b' cannot be used: .* is not here"),
         ({"bass": "mini"}, r"sampler.json: bass: is not a known setting"),
         ({"sampler": {"num_inference_steps": 0}}, "sampler.num_inference_steps: Input should be"),
@@ -123,6 +123,19 @@ def test_a_student_that_cannot_work_is_listed_with_the_reason(
         assert entry.folder is None
     with pytest.raises(ValueError, match="model student cannot be used"):
         registry.recipe("student", PROMPT)
+
+
+def test_a_lora_on_top_of_a_lora_student_has_both(registry: Registry, own_models: Path) -> None:
+    folder = write_student(own_models / "rewarded", sampler=FEW, base="few")
+    write_lora(folder, seed=4)
+    entry = registry.entry("rewarded")
+    assert (entry.missing, entry.base, entry.folder) == (None, "mini", own_models / "mini")
+    assert entry.adapters == (own_models / "few" / LORA_FILE, folder / LORA_FILE)
+    assert folder / LORA_FILE in registry.loras()  # and so a choice on `few`, at any alpha
+    recipe = registry.recipe("rewarded", PROMPT)
+    write_lora(own_models / "few", seed=9)
+    with pytest.raises(ValueError, match="has changed since this recipe was made"):
+        registry.resolve(recipe)
 
 
 def test_weights_that_are_not_whole_are_named(registry: Registry, own_models: Path) -> None:

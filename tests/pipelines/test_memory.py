@@ -1,0 +1,197 @@
+"""Every memory setting that a CPU can run, on TinyWan, against plain; and what the others need."""
+
+from functools import partialmethod
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor
+
+from pipelines.denoiser import Denoiser
+from pipelines.generate import Clip, ModelCache, denoise, generate
+from pipelines.memory import require_device
+from pipelines.memory_settings import (
+    PLAIN,
+    MemorySettings,
+    installed_attention,
+    memory_words,
+    parse_memory,
+)
+from pipelines.recipe import Adapter, Recipe
+from pipelines.registry import Registry
+from pipelines.video import read_video
+
+LORA = Path("assets/students/tiny-dmd4/lora.safetensors")
+FP8_TOLERANCE = 0.05  # of the norm of latents; measured 0.004 to 0.041
+
+
+def recipe(model: str = "tiny-wan", **changes: object) -> Recipe:
+    registry = Registry()
+    settings = {"steps": 2, "num_frames": 5, **changes}
+    made = registry.recipe(
+        model, "a small red circle moving left on a black background", **settings
+    )
+    return registry.resolve(made)
+
+
+def latents(models: ModelCache, recipe: Recipe) -> Tensor:
+    components = models.components(recipe)
+    models.adapt(recipe, components)
+    inputs = models.inputs(recipe, components)
+    *_, last = denoise(recipe, Denoiser(components.transformer), inputs)
+    return last
+
+
+def cache(text: str) -> ModelCache:
+    return ModelCache(Registry(), "cpu", parse_memory(text))
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.fixture(scope="module")
+def plain() -> ModelCache:
+    return ModelCache(Registry(), "cpu")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "offload=true",
+        "text_encoder=swapped",
+        "text_encoder=cpu",
+        "fit",
+        "attention=native,vae=fp32",
+    ],
+)
+def test_what_only_moves_weights_leaves_the_latents_as_they_are(
+    plain: ModelCache, text: str
+) -> None:
+    assert torch.equal(latents(cache(text), recipe()), latents(plain, recipe()))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["transformer=fp8_storage", "transformer=fp8_storage,offload=true", "text_encoder=fp8_storage"],
+)
+def test_fp8_storage_stays_near_the_plain_latents(plain: ModelCache, text: str) -> None:
+    found = difference(latents(cache(text), recipe()), latents(plain, recipe()))
+    assert 0 < found < FP8_TOLERANCE
+
+
+def test_fp8_storage_halves_what_bf16_takes() -> None:
+    models = cache("transformer=fp8_storage")
+    blocks = models.components(recipe()).transformer.blocks
+    linear = [module for module in blocks.modules() if isinstance(module, torch.nn.Linear)]
+    assert {module.weight.dtype for module in linear} == {torch.float8_e4m3fn}
+
+
+@pytest.mark.parametrize("text", ["offload=true", "transformer=fp8_storage"])
+def test_loras_come_and_go_under_every_setting_that_takes_them(
+    plain: ModelCache, text: str
+) -> None:
+    models, tolerance = cache(text), 0.0 if "offload" in text else FP8_TOLERANCE
+    # One step: a student of few steps carries a small error of the first one far.
+    with_lora = recipe(steps=1, adapters=[Adapter(path=str(LORA), strength=0.5)])
+    for made in (with_lora, recipe(steps=1), with_lora, recipe("tiny-dmd4", steps=1)):
+        assert difference(latents(models, made), latents(plain, made)) <= tolerance
+    transformer = models.components(with_lora).transformer
+    loras = [value for name, value in transformer.named_parameters() if ".lora_" in name]
+    assert {value.dtype for value in loras} == {torch.float32}, "rounded to the storage's fp8"
+
+
+def test_a_bf16_vae_and_tiles_stay_near_the_plain_frames(tmp_path: Path) -> None:
+    made = recipe(steps=1, width=288, height=32)
+
+    def frames(text: str) -> Tensor:
+        *_, clip = generate(made, cache(text), tmp_path / f"{len(text)}.mp4")
+        assert isinstance(clip, Clip)
+        return torch.from_numpy(read_video(clip.path))
+
+    expected = frames("plain")
+    for text in ("vae=bf16", "tiling=true"):
+        error = (frames(text) - expected).square().mean()
+        assert error < 1e-3, f"{text}: below 30 dB"
+
+
+def test_clips_say_what_changed_them(tmp_path: Path) -> None:
+    *_, clip = generate(recipe(steps=1), cache("transformer=fp8_storage"), tmp_path / "clip.mp4")
+    assert isinstance(clip, Clip)
+    assert clip.notes == (
+        "Made with the transformer in fp8_storage, which changes the video a little.",
+    )
+    *_, clip = generate(recipe(steps=1), cache("offload=true"), tmp_path / "clip.mp4")
+    assert isinstance(clip, Clip)
+    assert clip.notes == ()
+
+
+def test_compiled_blocks_compute_the_same_and_the_clip_says_what_it_cost(
+    plain: ModelCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = partialmethod(WanTransformer3DModel.compile_repeated_blocks, backend="eager")
+    monkeypatch.setattr(WanTransformer3DModel, "compile_repeated_blocks", compiled)
+    models = cache("compile_blocks=true")
+    *_, clip = generate(recipe(steps=3, width=32, height=32), models, tmp_path / "clip.mp4")
+    assert isinstance(clip, Clip)
+    assert "first step also compiled the blocks" in clip.notes[0]
+    assert difference(latents(models, recipe()), latents(plain, recipe())) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("everything", "must be plain, fit, or NAME=VALUE with a name of transformer,"),
+        ("ofload=true", "ofload: is not a known setting"),
+        ("vae=fp16", "vae: Input should be 'fp32' or 'bf16'"),
+        ("attention=magic", "attention: Input should be"),
+    ],
+)
+def test_a_misspelt_setting_is_one_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=rf"^memory: .*{sentence}"):
+        parse_memory(text)
+
+
+@pytest.mark.parametrize("text", ["plain", "fit", "offload=true,vae=bf16"])
+def test_settings_in_words_are_read_as_the_same(text: str) -> None:
+    assert memory_words(parse_memory(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "package"),
+    [
+        ("transformer=int8", "torchao"),
+        ("transformer=fp8", "torchao"),
+        ("attention=sage", "sageattention"),
+        ("attention=flash", "flash_attn"),
+    ],
+)
+def test_what_needs_a_package_is_refused_without_it(text: str, package: str) -> None:
+    if find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(ValueError, match=f"needs the package {package}, which is not installed"):
+        parse_memory(text)
+    assert "native" in installed_attention()
+
+
+def test_what_needs_a_gpu_says_so_on_a_cpu() -> None:
+    with pytest.raises(ValueError, match="attention=_native_cudnn needs a CUDA device"):
+        require_device(MemorySettings(attention="_native_cudnn"), "cpu")
+    with pytest.raises(ValueError, match=r"transformer=fp8 .*capability 8\.9"):
+        require_device(MemorySettings(transformer="fp8"), "cpu")
+
+
+def test_a_quantised_transformer_refuses_loras_and_models_that_are_loras() -> None:
+    models = ModelCache(Registry(), "cpu", PLAIN.model_copy(update={"transformer": "int8"}))
+    with pytest.raises(ValueError, match=r"^memory: LoRAs, .* transformer=int8; choose fp8_"):
+        models.components(recipe(adapters=[Adapter(path=str(LORA))]))
+    with pytest.raises(ValueError, match=r"^memory: LoRAs, and models that are LoRAs"):
+        models.components(recipe("tiny-dmd4"))
+
+
+def test_int8_weights_stay_near_the_plain_latents(plain: ModelCache) -> None:
+    pytest.importorskip("torchao")
+    found = difference(latents(cache("transformer=int8"), recipe()), latents(plain, recipe()))
+    assert 0 < found < FP8_TOLERANCE
