@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor
 
-from trainers.reward import Reward
+from trainers.reward import NoSettings, Reward
 from trainers.worlds.shapes import Caption
 from trainers.worlds.shapes_checker import observe
 
 
-class RewardModel(Reward):
-    """0 where no slot holds, 1 where all five do."""
+class RewardModel(Reward[NoSettings]):
+    """0 where no slot holds, 1 where all five do. A black box: it has no gradient."""
+
+    needs_motion = True
 
     def score(self, video: Tensor, prompts: tuple[str, ...]) -> Tensor:
         """video [B, F, C, H, W] in [0, 1] -> [B]. ValueError for a prompt outside the grammar."""

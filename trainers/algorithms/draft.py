@@ -1,0 +1,147 @@
+"""Reward backpropagation: the gradient of a reward through the last steps of sampling.
+
+Clark et al. 2024, "Directly Fine-Tuning Diffusion Models on Differentiable Rewards" (DRaFT,
+arXiv:2309.17400), on flow matching and on students that sample in few steps:
+
+    DRaFT-K    x = sample(noise), a gradient through its last K steps          algorithm 1
+    DRaFT-LV   y = sg(sample(noise));  x_i = d_S((1 - s) y + s noise_i, s)     s the last level
+               the mean over n draws: K = 1 with less variance, for n more forwards
+    loss       = 1 - r(x)   or   - r(x)
+                 + kl_weight * mean || v_S - v_teacher ||^2                    at the same steps
+
+The steps before run without a gradient and keep nothing, so the peak of memory does not grow with
+their number. The student is a LoRA on top of the run's model, which may itself be distilled: its
+own LoRA is merged first, its own sampler is the rollout's. The teacher is that model without the
+new LoRA: the KL term's reference, and what the drift monitor compares with. In its Gaussian
+transitions the KL divergence is that square, up to a weight for each level.
+
+Which reward, how much of the video it sees and at which size is the reward's business. The second
+term of the two losses has no gradient, so they differ in what is logged; |r - 1| of EasyAnimate
+and distill_wan2.1 is 1 - r for every r below 1. Left out: K drawn at random; the detached input of
+EasyAnimate (`stop_latent_model_input_gradient`), which LV replaces.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, Self, cast
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from pipelines.denoiser import Denoiser, DenoiserCall, check_guidance, guide
+from pipelines.flow import add_noise, sigma_schedule
+from pipelines.recipe import SamplerSpec
+from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
+from trainers.config import Lora, Trainable
+from trainers.reward_method import RewardConfig
+from trainers.rollout import sample_whole
+
+
+class Config(RewardConfig):
+    """Settings of DRaFT."""
+
+    student: Trainable = Trainable(lora=Lora(), learning_rate=1e-4, max_grad_norm=0.3)
+    sampler: SamplerSpec | None = Field(
+        None, description="Of the rollout; empty: the model's own. The export keeps the own."
+    )
+    num_gradient_steps: int = Field(1, ge=1, description="K: last steps that carry a gradient.")
+    num_draws: int | None = Field(
+        None, ge=1, description="LV: draws of the last step, instead of K. Empty: DRaFT-K."
+    )
+    loss: Literal["one_minus_reward", "negative_reward"] = "one_minus_reward"
+
+    @model_validator(mode="after")
+    def _one_way_to_the_gradient(self) -> Self:
+        if self.num_draws is not None and self.num_gradient_steps != 1:
+            raise ValueError("num_draws goes with one gradient step; leave num_gradient_steps at 1")
+        return self
+
+
+class Method(Algorithm[Config]):
+    """Student and teacher, in the notation of the module's docstring."""
+
+    Config = Config
+
+    def problem(self) -> str | None:
+        """A reward without a gradient, a sampler of another kind of student, too many steps."""
+        assert self.score is not None  # the configuration has been checked
+        if not self.score.differentiable:
+            return "reward: draft needs a gradient, and this reward is a black box; use nft"
+        check_guidance(cast(Denoiser, self.roles["student"]), self.rollout_sampler)
+        num_steps = self.rollout_sampler.num_inference_steps
+        if self.config.num_gradient_steps > num_steps:
+            return (
+                f"algorithm.num_gradient_steps is {self.config.num_gradient_steps} but the sampler "
+                f"has {num_steps} steps; lower it"
+            )
+        return None
+
+    @property
+    def rollout_sampler(self) -> SamplerSpec:
+        """How the student is sampled while it trains."""
+        sampler = self.config.sampler or self.own_sampler
+        assert sampler is not None
+        return sampler
+
+    def updates(self, step: int) -> Iterator[Update]:
+        """One student update a step."""
+        yield Update("student", self.reward_loss)
+
+    def reward_loss(self, batch: Batch, rng: Rng) -> Loss:
+        """1 - r or - r, and the KL term."""
+        divergences: list[Tensor] = []
+        if self.config.num_draws is None:
+            latents, prompts = self._truncated(batch, rng, divergences), batch.prompts
+        else:
+            latents = self._low_variance(batch, rng, divergences)
+            prompts = tuple(p for p in batch.prompts for _ in range(self.config.num_draws))
+        assert self.score is not None
+        reward = self.score(latents, prompts).mean()
+        kl = torch.stack(divergences).mean()
+        ahead = 1 - reward if self.config.loss == "one_minus_reward" else -reward
+        metrics = {"reward": reward.detach(), "kl": kl.detach()}
+        return Loss(ahead + self.config.kl_weight * kl, metrics)
+
+    # ---------------------------------------------------------------- its parts
+
+    def _truncated(self, batch: Batch, rng: Rng, divergences: list[Tensor]) -> Tensor:
+        """The student's latents with a gradient through the last K steps. [B, C, F, H, W]."""
+        prompt_embeds = batch.require("prompt_embeds")
+        noise = rng.randn((len(prompt_embeds), *batch.latent_shape), prompt_embeds.device)
+
+        def denoise(noisy_latents: Tensor, sigma: Tensor) -> Tensor:
+            return self._denoise(batch, noisy_latents, sigma, divergences)
+
+        return sample_whole(
+            denoise, self.rollout_sampler, noise, rng, self.config.num_gradient_steps
+        )
+
+    def _low_variance(self, batch: Batch, rng: Rng, divergences: list[Tensor]) -> Tensor:
+        """The last step from n noisings of one rollout. [B * n, C, F, H, W], copies together."""
+        with torch.no_grad():
+            latents = self._truncated(batch, rng, [])
+        num_draws, sampler = self.config.num_draws, self.rollout_sampler
+        assert num_draws is not None
+        last = sigma_schedule(sampler.num_inference_steps, sampler.flow_shift, sampler.sigmas)[-2]
+        latents = latents.repeat_interleave(num_draws, 0)
+        sigma = last.to(latents).expand(len(latents))
+        noisy_latents = add_noise(latents, rng.randn_like(latents), sigma)
+        return self._denoise(batch.repeated(num_draws), noisy_latents, sigma, divergences)
+
+    def _denoise(
+        self, batch: Batch, noisy_latents: Tensor, sigma: Tensor, divergences: list[Tensor]
+    ) -> Tensor:
+        """The student's denoised latents; where they carry a gradient, its KL term is noted."""
+        prompt_embeds = batch.require("prompt_embeds")
+        denoised = self._guided("student", batch)(noisy_latents, sigma, prompt_embeds)
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                before = self._guided("teacher", batch)(noisy_latents, sigma, prompt_embeds)
+            velocity_distance = (denoised - before) / sigma.view(-1, 1, 1, 1, 1)
+            divergences.append(velocity_distance.square().mean())
+        return denoised
+
+    def _guided(self, role: str, batch: Batch) -> DenoiserCall:
+        """A role as the sampler wants it called."""
+        model = self.network(role, batch)
+        return guide(model, self.rollout_sampler, batch.negative_prompt_embeds)
