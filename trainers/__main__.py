@@ -1,6 +1,6 @@
 """python -m trainers CONFIG.yaml [key=value ...] [--run-dir DIR] [--dry-run | --export STEP].
 
-The same under torchrun.
+The same under torchrun. `python -m trainers prepare` makes data and `show-data` shows them.
 """
 
 import argparse
@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
+from trainers import prepare
 from trainers.config import Parallel, TrainConfig
-from trainers.registry import load_config
+from trainers.registry import build_config, read_tree
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,6 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns the exit code: 0 done or stopped on request, 2 bad input.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["prepare"]:
+        return prepare.main(words[1:])
+    if words[:1] == ["show-data"]:
+        from trainers import previews  # imports torch
+
+        return previews.main(words[1:])
     parser = argparse.ArgumentParser(prog="python -m trainers", description=__doc__)
     parser.add_argument("config", type=Path, help="a file in presets/train/")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -32,10 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="STEP",
         help="export the student of a checkpoint, train nothing; the model's name is RUN@STEP",
     )
-    options = parser.parse_intermixed_args(arguments)
+    options = parser.parse_intermixed_args(words)
     try:
-        config = load_config(options.config, options.overrides)
-        run_dir = options.run_dir or Path("runs") / config.name
+        tree = read_tree(options.config, options.overrides)
+        run_dir = options.run_dir or Path("runs") / str(tree.get("name"))
+        if tree.get("method") == "prepare" and options.export is None:
+            prepare.run(tree, run_dir, dry_run=options.dry_run)
+            return 0
+        config = build_config(tree)
         if options.dry_run:
             return _describe(config)
         return _run(config, run_dir, options.export)

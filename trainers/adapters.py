@@ -21,6 +21,7 @@ from pipelines.guidance import (
     load_guidance_embedder,
     time_embedding,
 )
+from pipelines.image_condition import ImageCondition
 from trainers.config import Lora
 
 
@@ -94,15 +95,22 @@ class RoleDenoiser(Denoiser):
         sigma: Tensor,
         prompt_embeds: Tensor,
         guidance_scale: Tensor | None = None,
+        condition: ImageCondition | None = None,
     ) -> Tensor:
         """As `Denoiser.velocity`, with the role's adapter."""
         self.switch.activate(self.adapter)
-        velocity = super().velocity(noisy_latents, sigma, prompt_embeds, guidance_scale)
+        velocity = super().velocity(noisy_latents, sigma, prompt_embeds, guidance_scale, condition)
         return self._follow(velocity)
 
-    def features(self, noisy_latents: Tensor, sigma: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def features(
+        self,
+        noisy_latents: Tensor,
+        sigma: Tensor,
+        prompt_embeds: Tensor,
+        condition: ImageCondition | None = None,
+    ) -> Tensor:
         """As `Denoiser.features`, with the role's adapter."""
-        return self._follow(super().features(noisy_latents, sigma, prompt_embeds))
+        return self._follow(super().features(noisy_latents, sigma, prompt_embeds, condition))
 
     def _follow(self, output: Tensor) -> Tensor:
         if output.requires_grad:

@@ -7,12 +7,13 @@ optimizer, a rank, a checkpoint or a logger.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from pipelines.denoiser import Denoiser
+from pipelines.denoiser import Denoiser, Network, conditioned
+from pipelines.image_condition import ImageCondition
 from pipelines.recipe import SamplerName, SamplerSpec
 from trainers.config import AlgorithmConfig, Guidance
 
@@ -27,14 +28,31 @@ class Batch:
     prompt_embeds: Tensor | None = None  # [B, L, D], zero rows past the text
     negative_prompt_embeds: Tensor | None = None  # [1, L, D], of the model's negative prompt
     latent_shape: tuple[int, ...] = ()  # (C, F, H, W): what to make where there are no latents
+    condition: ImageCondition | None = None  # where the run's model continues images
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {
-            name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)
+            name: value.to(device)
+            for name, value in values.items()
+            if isinstance(value, Tensor | ImageCondition)
         }
         return replace(self, **moved)
+
+    def repeated(self, times: int) -> "Batch":
+        """Every prompt `times` times, copies side by side; without video and latents."""
+        condition = None if self.condition is None else self.condition.repeated(times)
+        prompt_embeds = self.require("prompt_embeds").repeat_interleave(times, 0)
+        prompts = tuple(prompt for prompt in self.prompts for _ in range(times))
+        return replace(
+            self,
+            prompts=prompts,
+            prompt_embeds=prompt_embeds,
+            video=None,
+            latents=None,
+            condition=condition,
+        )
 
     def require(self, name: str) -> Tensor:
         """The tensor of that name; ValueError where the data source has none."""
@@ -84,7 +102,15 @@ class Update:
     loss: Callable[[Batch, Rng], Loss]
 
 
-Score = Callable[[Tensor, tuple[str, ...]], Tensor]  # latents [B, C, F, H, W], prompts -> [B]
+class Score(Protocol):
+    """A reward as methods see it: latents [B, C, F, H, W] and B prompts -> [B] fp32."""
+
+    @property
+    def differentiable(self) -> bool: ...
+
+    def __call__(self, latents: Tensor, prompts: tuple[str, ...]) -> Tensor: ...
+
+
 ConfigT = TypeVar("ConfigT", bound=AlgorithmConfig)
 
 
@@ -98,10 +124,18 @@ class Algorithm(ABC, Generic[ConfigT]):
     Config: ClassVar[type[AlgorithmConfig]]
     component: ClassVar[Literal["transformer", "vae"]] = "transformer"
 
-    def __init__(self, config: ConfigT, roles: Mapping[str, nn.Module], score: Score | None = None):
+    def __init__(
+        self,
+        config: ConfigT,
+        roles: Mapping[str, nn.Module],
+        score: Score | None = None,
+        own_sampler: SamplerSpec | None = None,
+    ):
+        """`score` is the run's reward, `own_sampler` that of the run's model."""
         self.config = config
         self.roles = roles
         self.score = score
+        self.own_sampler = own_sampler
         problem = self.problem()
         if problem is not None:
             raise ValueError(problem)
@@ -117,6 +151,10 @@ class Algorithm(ABC, Generic[ConfigT]):
     @abstractmethod
     def updates(self, step: int) -> Iterator[Update]:
         """The updates of one training step, in order."""
+
+    def network(self, role: str, batch: Batch) -> Network:
+        """A role's transformer, given the images of the batch where it has any."""
+        return conditioned(cast(Denoiser, self.roles[role]), batch.condition)
 
     # ---------------------------------------------------------------- guidance, for distillation
 

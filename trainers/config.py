@@ -11,7 +11,9 @@ import yaml
 from pydantic import Field, model_validator
 
 from pipelines.recipe import Adapter, Strict
-from trainers.data_settings import NumFrames, PreparedData, PromptData, ShapesData, Side
+from trainers.data_settings import PreparedData, PromptData, ShapesData
+from trainers.reward_settings import RewardChoice
+from trainers.validation_settings import Validation
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"  # a run's name is the name of its folder
 
@@ -120,67 +122,16 @@ class AlgorithmConfig(Strict):
         return {name: v for name, v in fields.items() if isinstance(v, Trainable | Frozen | Ema)}
 
     def reward_setting(self) -> str | None:
-        """The setting that asks for a reward, None where nothing does."""
+        """The setting that asks for a reward, "" for the method itself, None where nothing does."""
         return None
 
+    @property
+    def on_top(self) -> bool:
+        """Whether a trained LoRA goes on top of the run's model, a student's own LoRA merged in.
 
-class Alarms(Strict):
-    """How far a figure may drift from the teacher's; beyond it an `alarm` event is written.
-
-    Two sets of 16 clips of TinyWan itself differ by up to 0.0004 in clipped and 0.05 in static
-    share, 1.02 in saturation, 1.04 in contrast, 1.1 in motion, and, with two seeds, 2.4 in
-    diversity (99 of 100 draws).
-    """
-
-    clipped_share: float = Field(
-        0.05, gt=0, le=1, description="Difference: 0.05 burns a visible patch into the picture."
-    )
-    static_share: float = Field(0.2, gt=0, le=1, description="Difference: every fifth frame.")
-    saturation: float = Field(
-        1.2, gt=1, description="Ratio, either way: seen at once in videos side by side."
-    )
-    contrast: float = Field(1.2, gt=1, description="Ratio, either way: as for saturation.")
-    motion: float = Field(1.5, gt=1, description="Ratio, either way: well above what seeds do.")
-    diversity: float = Field(3.0, gt=1, description="Ratio, either way: above what seeds do.")
-
-
-class Validation(Strict):
-    """Videos drawn while training, always of the same prompts and seeds, beside the teacher's.
-
-    They are measured, and the checkpoint with the best score is kept.
-    """
-
-    every: int = Field(ge=1, description="Steps between validations; the last step has one too.")
-    prompts: tuple[str, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1), min_length=1)
-    num_inference_steps: int | None = Field(
-        None, ge=1, le=1000, description="Of the student; empty: its method's own."
-    )
-    guidance_scale: float | None = Field(
-        None, ge=0, le=30, description="Of the student; empty: its method's own."
-    )
-    width: Side | None = Field(None, description="Empty: the model's own.")
-    height: Side | None = Field(None, description="Empty: the model's own.")
-    num_frames: NumFrames | None = Field(None, description="4n+1; empty: the model's own.")
-    score: Literal["drift", "shapes"] | None = Field(
-        "drift",
-        description="drift: minus the distance to the teacher (trainers/drift.py). shapes: for "
-        "captions of the shapes world, the mean of prompt and slot accuracy, minus the distance "
-        "where there is a teacher. Empty ranks no checkpoints.",
-    )
-    export: Literal["best", "last"] = Field("best", description="Which checkpoint is exported.")
-    patience: int | None = Field(
-        None, ge=1, description="Validations without a better score that end the run."
-    )
-    alarms: Alarms = Alarms()
-
-    @model_validator(mode="after")
-    def _score_for_what_reads_it(self) -> Self:
-        if self.score is None and self.export == "best":
-            raise ValueError("export is best but there is no score; set export to last")
-        if self.score is None and self.patience is not None:
-            raise ValueError("patience needs a score; set score or leave patience out")
-        return self
+        Else it starts as that LoRA and replaces it.
+        """
+        return False
 
 
 class Parallel(Strict):
@@ -239,17 +190,27 @@ class TrainConfig(Strict, Generic[AlgorithmT]):
     save_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     validation: Validation | None = Field(None, description="Empty: no videos while training.")
-    reward: str | None = Field(
-        None, description="A file in trainers/rewards/, for methods that weigh by a reward."
-    )
+    reward: RewardChoice | None = Field(None, description="For methods that read one.")
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> Self:
         asked = self.algorithm.reward_setting()
         if asked is not None and self.reward is None:
-            raise ValueError(f"algorithm.{asked}: there is no reward; name one in `reward`")
+            where = f"algorithm.{asked}" if asked else "reward"
+            raise ValueError(f"{where}: there is no reward; name one in `reward`")
         if asked is None and self.reward is not None:
             raise ValueError(f"reward: {self.method} as it is set reads none; leave reward out")
+        held_out = self.validation.held_out if self.validation else None
+        if self.validation and self.validation.hacking_patience and self.reward is None:
+            raise ValueError(
+                f"validation.hacking_patience: {self.method} as it is set trains on no reward; "
+                "leave it out"
+            )
+        trained_on = held_out.kinds() & self.reward.kinds() if held_out and self.reward else None
+        if trained_on:
+            raise ValueError(
+                f"validation.held_out: the run trains on {min(trained_on)}; name another reward"
+            )
         teacher = self.algorithm.roles().get("teacher")
         if self.validation and self.validation.score == "drift" and teacher is None:
             raise ValueError(

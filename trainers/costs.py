@@ -20,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.denoiser import Denoiser
 from pipelines.guidance import add_guidance_embedder, time_embedding
+from pipelines.image_condition import ImageCondition
+from pipelines.registry import Registry
 from trainers.adapters import RoleDenoiser
 from trainers.algorithm import Batch, Rng
 from trainers.config import Discriminator, TrainConfig
@@ -29,6 +31,7 @@ from trainers.roles import BuiltRole, build_roles
 
 NUM_STEPS_COUNTED = 20
 TEXT_TOKENS = 512
+IMAGE_TOKENS = 257  # of Wan2.1's CLIP, for 224x224 pixels
 MEASURED_TOKENS = {"cpu": 128, "cuda": 8192}
 NUM_MEASURED = 3
 ENOUGH_SEC = 0.5  # a forward that takes this long needs no second opinion
@@ -72,7 +75,10 @@ def _fake_block_cost(
     sides = zip(shape, transformer.config.patch_size, strict=True)
     num_tokens = math.prod(side // patch for side, patch in sides)
     tokens = torch.empty(batch_size, num_tokens, dim, dtype=dtype, requires_grad=True)
-    text = torch.empty(batch_size, TEXT_TOKENS, dim, dtype=dtype)
+    num_context = TEXT_TOKENS
+    if transformer.config.added_kv_proj_dim is not None:
+        num_context += IMAGE_TOKENS
+    text = torch.empty(batch_size, num_context, dim, dtype=dtype)
     modulation = torch.empty(batch_size, 6, dim)
     rotary = (torch.empty(1, num_tokens, 1, head_dim), torch.empty(1, num_tokens, 1, head_dim))
     block = transformer.blocks[0]
@@ -123,20 +129,31 @@ def _stand_in(model: Model) -> ModelMixin:
         freq_dim=8,
         ffn_dim=8,
         num_layers=1,
+        image_dim=None if network.config.image_dim is None else 8,
+        added_kv_proj_dim=None if network.config.added_kv_proj_dim is None else 12,
     )
     if time_embedding(network) is not None or (model.lora is not None and model.lora.guidance):
         add_guidance_embedder(small)
     return small
 
 
+class MeanOfLatents:
+    """Stands in for a reward, as cheap as can be."""
+
+    differentiable = True
+
+    def __call__(self, latents: Tensor, prompts: tuple[str, ...]) -> Tensor:
+        """latents [B, C, F, H, W] -> [B]."""
+        return latents.flatten(1).mean(1)
+
+
 def count_runs(config: TrainConfig[Any], models: Mapping[str, Model]) -> dict[str, Runs]:
     """What the method's losses run in a micro-batch, over its first steps, by role."""
     roles = build_roles(config.algorithm, models)
-    channels = models[""].network.config.in_channels
-    embeds = torch.randn(1, 4, 8)
-    batch = Batch(
-        ("",), None, torch.randn(1, channels, 1, 2, 2), embeds, embeds, (channels, 1, 2, 2)
-    )
+    network = cast(WanTransformer3DModel, models[""].network)
+    shape = (network.config.out_channels, 1, 2, 2)
+    latents, embeds = torch.randn(1, *shape), torch.randn(1, TEXT_TOKENS, 8)
+    batch = Batch(("",), None, latents, embeds, embeds, shape, _image(network, latents))
     num_forwards: Counter[str] = Counter()
     num_backwards: Counter[str] = Counter()
 
@@ -154,9 +171,10 @@ def count_runs(config: TrainConfig[Any], models: Mapping[str, Model]) -> dict[st
     names = [name for name, role in roles.items() if not isinstance(role.settings, Discriminator)]
     for name in names:
         count(name, cast(Denoiser, roles[name].call))
-    score = (lambda latents, prompts: torch.zeros(len(latents))) if config.reward else None
+    own_sampler = Registry().entry(config.model).preset.sampler
     calls = {name: role.call for name, role in roles.items()}
-    method = algorithm_class(config.method)(config.algorithm, calls, score)
+    score = MeanOfLatents() if config.reward else None
+    method = algorithm_class(config.method)(config.algorithm, calls, score, own_sampler)
     rng = Rng(torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
     for step in range(NUM_STEPS_COUNTED):
         for update in method.updates(step):
@@ -165,6 +183,14 @@ def count_runs(config: TrainConfig[Any], models: Mapping[str, Model]) -> dict[st
         name: Runs(num_forwards[name] / NUM_STEPS_COUNTED, num_backwards[name] / NUM_STEPS_COUNTED)
         for name in names
     }
+
+
+def _image(network: WanTransformer3DModel, latents: Tensor) -> ImageCondition | None:
+    """An image for a stand-in that continues one."""
+    if not Denoiser(network).takes_image:
+        return None
+    image_dim = network.config.image_dim
+    return ImageCondition(latents, None if image_dim is None else torch.randn(1, 4, image_dim))
 
 
 def measured_flops(config: TrainConfig[Any], network: WanTransformer3DModel) -> tuple[float, str]:

@@ -4,31 +4,24 @@ A stream is one micro-batch of one rank: `micro * num_ranks + rank`. Two ranks w
 each therefore see exactly what one rank sees with two.
 """
 
-import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from pipelines.image_condition import ImageCondition, join
 from pipelines.recipe import TEMPORAL_STRIDE
 from trainers.algorithm import Batch
 from trainers.config import TrainConfig
 from trainers.data_settings import Bucket, PreparedData, PromptData, ShapesData, Stage
 from trainers.models import Codecs
 from trainers.order import BucketOrder, stream_seed
+from trainers.prepared import PreparedFolder
+from trainers.prompt_lists import IMAGES_SUFFIX, ListedPrompt, read_prompts
 from trainers.worlds.shapes import render, training_captions
 
-INDEX = "index.json"
-VERSION = 2  # 1 had no shapes: they are read from the shards
-NEGATIVE = "negative.safetensors"
-SAMPLES_PER_SHARD = 2048
 SPATIAL_STRIDE = 8  # of the VAE
 
 
@@ -38,85 +31,22 @@ class DataSource(Protocol):
     def batch(self, step: int, stream: int, num_streams: int) -> Batch: ...
 
 
-def write_prepared(
-    folder: Path,
-    samples: Iterable[tuple[str, Tensor, Tensor]],
-    negative_prompt_embeds: Tensor,
-    text_length: int,
-) -> None:
-    """Writes (caption, latents [C, F, H, W], prompt_embeds [L, D] unpadded) as sharded safetensors.
-
-    The index is written last: a folder without it is incomplete and is refused by `Prepared`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / INDEX).unlink(missing_ok=True)
-    save_file({"prompt_embeds": negative_prompt_embeds.contiguous()}, folder / NEGATIVE)
-    captions: list[str] = []
-    shapes: list[tuple[int, ...]] = []
-    shards: list[int] = []
-    tensors: dict[str, Tensor] = {}
-
-    def flush() -> None:
-        if tensors:
-            save_file(tensors, folder / _shard_name(len(shards)))
-            shards.append(len(tensors) // 2)
-            tensors.clear()
-
-    for caption, latents, prompt_embeds in samples:
-        position = len(tensors) // 2
-        tensors[f"{position}.latents"] = latents.contiguous()
-        tensors[f"{position}.prompt_embeds"] = prompt_embeds.contiguous()
-        captions.append(caption)
-        shapes.append(tuple(latents.shape))
-        if position + 1 == SAMPLES_PER_SHARD:
-            flush()
-    flush()
-    index = {"version": VERSION, "text_length": text_length, "shards": shards}
-    index |= {"captions": captions, "shapes": shapes}
-    partial = folder / f"{INDEX}.partial"
-    partial.write_text(json.dumps(index))
-    os.replace(partial, folder / INDEX)
-
-
-def _shard_name(number: int) -> str:
-    return f"shard-{number:05d}.safetensors"
-
-
 class Prepared:
-    """Reads what `write_prepared` wrote; shards are memory-mapped. Equal shapes form a bucket."""
+    """Samples of a prepared folder. Equal shapes form a bucket.
 
-    def __init__(self, settings: PreparedData, seed: int):
-        self.settings = settings
-        index_path = settings.folder / INDEX
-        if not index_path.is_file():
+    With `images`, for models that continue one, a batch has them; else they are not read.
+    """
+
+    def __init__(self, settings: PreparedData, seed: int, images: bool = False):
+        self.settings, self.images = settings, images
+        self.files = PreparedFolder(settings.folder)
+        if images and "image_latents" not in self.files.names:
             raise ValueError(
-                f"data.folder: {settings.folder} holds no finished data set; prepare one first"
+                f"data.folder: {settings.folder} was prepared without first frames, which this "
+                "model continues; prepare it again with the model"
             )
-        index = json.loads(index_path.read_text())
-        if index["version"] > VERSION:
-            raise ValueError(
-                f"data.folder: {settings.folder} was prepared by a newer version; update this one"
-            )
-        self.text_length: int = index["text_length"]
-        self.captions: list[str] = index["captions"]
-        self.locations = [
-            (shard, i) for shard, count in enumerate(index["shards"]) for i in range(count)
-        ]
-        if len(self.locations) < 1:
-            raise ValueError(f"data.folder: {settings.folder} holds no samples")
-        files = ExitStack()  # closed with the process
-        try:
-            self.shards: list[Any] = [
-                files.enter_context(safe_open(settings.folder / _shard_name(n), "pt"))
-                for n in range(len(index["shards"]))
-            ]
-            negative = files.enter_context(safe_open(settings.folder / NEGATIVE, "pt"))
-        except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"data.folder: {settings.folder} is damaged ({error}); prepare it again"
-            ) from error
-        self.negative = self._pad(negative.get_tensor("prompt_embeds"))[None]
-        self.buckets = self._grouped(index.get("shapes") or self._shapes())
+        self.negative = self._pad(self.files.negative_prompt_embeds)[None]
+        self.buckets = self._grouped(self.files.latent_shapes)
         self.order = BucketOrder([len(bucket) for bucket in self.buckets], seed)
 
     def batch(self, step: int, stream: int, num_streams: int) -> Batch:
@@ -124,21 +54,16 @@ class Prepared:
         bucket = self.buckets[self.order.bucket(step)]
         positions = self.order.chosen(step, stream, num_streams, self.settings.batch_size)
         chosen = [bucket[position] for position in positions]
-        latents, prompt_embeds = zip(*(self._read(index) for index in chosen), strict=True)
+        samples = [self.files.read(index) for index in chosen]
+        latents = [sample["latents"].float() for sample in samples if "latents" in sample]
         return Batch(
-            prompts=tuple(self.captions[index] for index in chosen),
-            latents=torch.stack(latents).float(),
-            prompt_embeds=torch.stack(prompt_embeds),
+            prompts=tuple(self.files.captions[index] for index in chosen),
+            latents=torch.stack(latents) if latents else None,
+            prompt_embeds=torch.stack([self._pad(sample["prompt_embeds"]) for sample in samples]),
             negative_prompt_embeds=self.negative,
-            latent_shape=tuple(latents[0].shape),
+            latent_shape=tuple(self.files.latent_shapes[chosen[0]]),
+            condition=join([_condition(sample) for sample in samples]) if self.images else None,
         )
-
-    def _shapes(self) -> list[list[int]]:
-        """The latents' shapes of a data set of version 1, from the headers of its shards."""
-        return [
-            self.shards[shard].get_slice(f"{position}.latents").get_shape()
-            for shard, position in self.locations
-        ]
 
     def _grouped(self, shapes: Sequence[Sequence[int]]) -> list[list[int]]:
         """The samples of each shape; ValueError where a batch would hold one of them twice."""
@@ -155,15 +80,18 @@ class Prepared:
                 )
         return list(by_shape.values())
 
-    def _read(self, index: int) -> tuple[Tensor, Tensor]:
-        shard, position = self.locations[index]
-        latents = self.shards[shard].get_tensor(f"{position}.latents")
-        return latents, self._pad(self.shards[shard].get_tensor(f"{position}.prompt_embeds"))
-
     def _pad(self, prompt_embeds: Tensor) -> Tensor:
         """[L, D] -> [text_length, D] fp32 with zero rows: what Wan was trained with, unmasked."""
-        missing = self.text_length - prompt_embeds.shape[0]
+        missing = self.files.text_length - prompt_embeds.shape[0]
         return torch.nn.functional.pad(prompt_embeds.float(), (0, 0, 0, missing))
+
+
+def _condition(sample: Mapping[str, Tensor]) -> ImageCondition:
+    """The first frame of one prepared sample, as a batch of one."""
+    embeds = sample.get("image_embeds")
+    return ImageCondition(
+        sample["image_latents"][None].float(), None if embeds is None else embeds[None].float()
+    )
 
 
 class RenderedShapes:
@@ -204,11 +132,22 @@ def _crop_at_shape(clip: np.ndarray, crop: int, rng: np.random.Generator) -> np.
 
 
 class Prompts:
-    """Prompts alone, encoded when they are needed: what data-free distillation learns from."""
+    """Prompts, with first frames where the model continues images: data-free distillation.
+
+    Both are encoded at every use; a long run over images is faster with prepared data.
+    """
 
     def __init__(self, config: TrainConfig[Any], settings: PromptData, codecs: Codecs):
-        self.prompts = _read_prompts(settings.file)
         own = codecs.entry.preset
+        self.prompts = read_prompts(settings.file)
+        self.images = codecs.images if own.takes_image else None
+        with_images = settings.file.suffix == IMAGES_SUFFIX
+        if with_images != own.takes_image:
+            wanted = IMAGES_SUFFIX if own.takes_image else ".txt"
+            reads = "an image with" if own.takes_image else "nothing but"
+            raise ValueError(
+                f"data.file: {own.name} reads {reads} each prompt; name a {wanted} file for it"
+            )
         self.buckets = settings.buckets or (
             Bucket(
                 width=settings.width or own.width,
@@ -228,10 +167,12 @@ class Prompts:
         batch_size = bucket.batch_size or self.batch_size
         positions = self.order.chosen(step, stream, num_streams, batch_size)
         chosen = [self.prompts[position] for position in positions]
+        texts = [prompt.text for prompt in chosen]
         return Batch(
-            prompts=tuple(chosen),
-            prompt_embeds=self.encode(chosen),
+            prompts=tuple(texts),
+            prompt_embeds=self.encode(texts),
             negative_prompt_embeds=self.negative,
+            condition=self._condition(chosen, bucket),
             latent_shape=(
                 self.num_channels,
                 (bucket.num_frames - 1) // TEMPORAL_STRIDE + 1,
@@ -240,22 +181,20 @@ class Prompts:
             ),
         )
 
-
-def _read_prompts(file: Path) -> list[str]:
-    if not file.is_file():
-        raise ValueError(f"data.file: there is no file {file}")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    prompts = [line for line in lines if line and not line.startswith("#")]
-    if not prompts:
-        raise ValueError(f"data.file: {file} holds no prompts; write one a line")
-    return prompts
+    def _condition(self, chosen: Sequence[ListedPrompt], bucket: Bucket) -> ImageCondition | None:
+        """The first frames of the chosen prompts, in the bucket's size."""
+        if self.images is None:
+            return None
+        size = (bucket.width, bucket.height, bucket.num_frames)
+        paths = [prompt.image for prompt in chosen if prompt.image is not None]
+        return join([self.images.condition(path, *size) for path in paths])
 
 
 def build_data(config: TrainConfig[Any], codecs: Codecs) -> DataSource:
     """The source that the configuration names."""
     settings = config.data
     if isinstance(settings, PreparedData):
-        return Prepared(settings, config.seed)
+        return Prepared(settings, config.seed, codecs.entry.preset.takes_image)
     if isinstance(settings, PromptData):
         return Prompts(config, settings, codecs)
     return RenderedShapes(settings, config.seed)

@@ -20,7 +20,7 @@ NumFrames = Annotated[int, Field(ge=1), AfterValidator(_frames)]
 
 
 class PreparedData(Strict):
-    """Latents and prompt embeddings on disk, as `trainers.data.PreparedWriter` writes them."""
+    """Latents and prompt embeddings on disk, as `python -m trainers prepare` writes them."""
 
     source: Literal["prepared"] = "prepared"
     folder: Path
@@ -37,10 +37,13 @@ class Bucket(Strict):
 
 
 class PromptData(Strict):
-    """Prompts only: data-free distillation makes its own latents."""
+    """Prompts only, or with first frames: data-free distillation makes its own latents."""
 
     source: Literal["prompts"] = "prompts"
-    file: Path = Field(description="One prompt a line; lines that start with # are skipped.")
+    file: Path = Field(
+        description="One prompt a line; lines that start with # are skipped. For models that "
+        'continue images a .jsonl with {"prompt": ..., "image": ...} a line.'
+    )
     batch_size: int = Field(1, ge=1, description="Prompts a rank and micro-batch.")
     width: Side | None = Field(None, description="Empty: the model's own.")
     height: Side | None = Field(None, description="Empty: the model's own.")

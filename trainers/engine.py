@@ -8,6 +8,7 @@ The run directory is the only interface to the outside:
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,11 +34,14 @@ from trainers.data import build_data
 from trainers.distributed import World, any_rank, barrier, mean_over_ranks, shard, whole
 from trainers.export import export_role
 from trainers.models import Codecs, Model
+from trainers.norms import lora_norms
 from trainers.optimizer import adamw, learning_rate
 from trainers.order import stream_seed
-from trainers.registry import algorithm_class, load_reward
-from trainers.reward import LatentScore
+from trainers.registry import algorithm_class
+from trainers.reward import RewardError
 from trainers.roles import build_roles, follow
+from trainers.samples import Sampler
+from trainers.scoring import TRAINED, rewards_of
 from trainers.skips import SkippedSteps
 from trainers.tracking import Tracker, refuse_other_run
 from trainers.validation import Validator
@@ -47,11 +51,7 @@ class Trainer:
     """One run of one configuration in one directory."""
 
     def __init__(
-        self,
-        config: TrainConfig[Any],
-        models: Mapping[str, Model],
-        run_dir: Path,
-        world: World,
+        self, config: TrainConfig[Any], models: Mapping[str, Model], run_dir: Path, world: World
     ):
         self.config, self.run_dir, self.world = config, run_dir, world
         self.tracker = Tracker(run_dir)
@@ -63,8 +63,8 @@ class Trainer:
             shard(role.body, role.blocks, world, config.parallel.cpu_offload)
         calls = {name: role.call for name, role in self.roles.items()}
         codecs = Codecs(config, world.device)
-        score = LatentScore(load_reward(config.reward), codecs.video) if config.reward else None
-        self.algorithm = method(config.algorithm, calls, score)
+        rewards, own_sampler = rewards_of(config, codecs, world), codecs.entry.preset.sampler
+        self.algorithm = method(config.algorithm, calls, rewards.get(TRAINED), own_sampler)
         self.optimizers = {
             name: adamw(role.settings, role.trained.values())
             for name, role in self.roles.items()
@@ -73,8 +73,9 @@ class Trainer:
         self.data = build_data(config, codecs)
         self.validator = None
         if config.validation is not None:
+            sampler = Sampler(codecs, run_dir / "samples", world, rewards)
             self.validator = Validator(
-                config, self.algorithm, self.roles, codecs, self.tracker, world
+                config, self.algorithm, self.roles, sampler, self.tracker, world
             )
         self.step = 0
         self.figures: dict[str, Tensor] = {}  # the newest of each: not every role moves every step
@@ -90,15 +91,24 @@ class Trainer:
         if self.validator is not None:
             self.validator.begin()
         with self._signals():
-            while not self._complete and not self._asked("stop"):
-                began = time.perf_counter()
-                self.figures |= self.train_step()
-                self.step += 1
-                self._log(self.figures, time.perf_counter() - began)
-                self._validate()
-                if self._due(self.config.save_every) or self._asked("save_now"):
-                    self._save()
+            try:
+                self._loop()
+            except RewardError as error:  # the trained weights are those of the last whole step
+                self._save()
+                if self.world.is_main:
+                    self.tracker.event("reward_failed", step=self.step, reason=str(error))
+                raise
         return self._finish()
+
+    def _loop(self) -> None:
+        while not self._complete and not self._asked("stop"):
+            began = time.perf_counter()
+            self.figures |= self.train_step()
+            self.step += 1
+            self._log(self.figures, time.perf_counter() - began)
+            self._validate()
+            if self._due(self.config.save_every) or self._asked("save_now"):
+                self._save()
 
     def train_step(self) -> dict[str, Tensor]:
         """Every update of the method once, then the moving averages; returns figures to log."""
@@ -172,6 +182,7 @@ class Trainer:
     def _log(self, figures: dict[str, Tensor], step_sec: float) -> None:
         if self.step % self.config.log_every and self.step != self.config.num_steps:
             return
+        figures = figures | lora_norms(self.roles)
         values = mean_over_ranks(torch.stack([v.float() for v in figures.values()]), self.world)
         if self.world.is_main:
             by_name = dict(zip(figures, values.tolist(), strict=True))
@@ -229,7 +240,8 @@ class Trainer:
             (self.run_dir / "control").mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
             (self.run_dir / "config.yaml").write_text(text)
-            self.tracker.event("started", num_ranks=self.world.num_ranks, pid=os.getpid())
+            process = {"pid": os.getpid(), "host": socket.gethostname()}
+            self.tracker.event("started", num_ranks=self.world.num_ranks, **process)
         barrier(self.world)
 
     def _resume(self) -> None:

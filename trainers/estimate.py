@@ -20,6 +20,8 @@ from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
 from torch import Tensor, nn
 
 from pipelines.files import read_json
+from pipelines.layouts import transformer_path
+from pipelines.native_loading import transformer_settings
 from pipelines.recipe import TEMPORAL_STRIDE
 from pipelines.registry import ModelEntry, Registry
 from trainers.compute import store_frozen_in_bf16, transformers_of
@@ -80,8 +82,8 @@ def _skeleton(entry: ModelEntry, component: str) -> ModelMixin:
         return AutoencoderKLWan.from_config(read_json(model_folder(entry) / "vae" / "config.json"))
     architecture = entry.preset.architecture
     if entry.folder is not None or architecture is None:
-        folder = entry.transformer or model_folder(entry) / "transformer"
-        architecture = read_json(folder / "config.json")
+        path = entry.transformer or transformer_path(model_folder(entry))
+        architecture = transformer_settings(path)
     return WanTransformer3DModel.from_config(architecture)
 
 

@@ -102,4 +102,5 @@ def student_spec(config: TrainConfig[Any], trained: Algorithm[Any]) -> StudentSp
     preset = entry.preset
     own = {name: getattr(preset, name) for name in CheckpointSpec.model_fields}
     own["sampler"] = trained.sampler(preset.sampler)
-    return StudentSpec(**own, base=entry.base or preset.name)
+    base = preset.name if config.algorithm.on_top else entry.base or preset.name
+    return StudentSpec(**own, base=base)

@@ -4,23 +4,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
 from torch import nn
 
 from pipelines.adapters import Lora, stack_loras
-from pipelines.files import read_json
+from pipelines.image_condition import ImageCondition, ImageConditioner
+from pipelines.layouts import image_encoder_path, transformer_path, vae_path
 from pipelines.loading import (
     PromptEncoder,
     VideoCodec,
+    load_image_encoder,
     load_prompt_encoder,
     load_transformer,
     load_video_codec,
 )
-from pipelines.recipe import Adapter
+from pipelines.native_loading import vae_settings
+from pipelines.recipe import Adapter, Recipe
 from pipelines.registry import ModelEntry, Registry
+from trainers.adapters import merge
 from trainers.config import Frozen, Trainable, TrainConfig
 from trainers.registry import algorithm_class
 
@@ -36,13 +40,20 @@ class Model:
 LoadNetwork = Callable[[ModelEntry, str], ModelMixin]
 
 
+class NamesModel(Protocol):
+    """Settings that say which model they are about, by name or folder."""
+
+    @property
+    def model(self) -> str: ...
+
+
 class Codecs:
-    """The prompt encoder and the VAE of the run's model.
+    """The prompt encoder, the VAE and, for images, CLIP of the run's model.
 
     Each is loaded when it is first needed, and then shared: Wan's text encoder takes 11 GB.
     """
 
-    def __init__(self, config: TrainConfig[Any], device: torch.device):
+    def __init__(self, config: NamesModel, device: torch.device | str):
         self.entry = Registry().entry(config.model)
         self.folder, self.device = model_folder(self.entry), str(device)
 
@@ -56,10 +67,27 @@ class Codecs:
         """Video <-> latents."""
         return load_video_codec(self.folder, self.device)
 
+    @cached_property
+    def images(self) -> ImageConditioner:
+        """First frames -> what the model reads of them. ValueError where it continues none."""
+        preset = self.entry.preset
+        if preset.image_preprocessing is None:
+            raise ValueError(f"model: {preset.name} makes videos from the prompt alone, not images")
+        has_encoder = image_encoder_path(self.folder).exists()
+        encoder = load_image_encoder(self.folder, self.device) if has_encoder else None
+        return ImageConditioner(self.video, encoder, preset.image_preprocessing)
+
+    def condition(self, recipe: Recipe) -> ImageCondition | None:
+        """Of the recipe's image, where it has one."""
+        if recipe.image is None:
+            return None
+        size = (recipe.width, recipe.height, recipe.num_frames)
+        return self.images.condition(Path(recipe.image.path), *size)
+
     @property
     def num_latent_channels(self) -> int:
         """Channels of the latents, known without loading the VAE."""
-        return int(read_json(self.folder / "vae" / "config.json")["z_dim"])
+        return int(vae_settings(vae_path(self.folder))["z_dim"])
 
 
 def load_models(config: TrainConfig[Any], load: LoadNetwork | None = None) -> dict[str, Model]:
@@ -74,14 +102,25 @@ def load_models(config: TrainConfig[Any], load: LoadNetwork | None = None) -> di
     component = algorithm_class(config.method).component
     network = load(own, component)
     adapters = [*(Adapter(path=str(path)) for path in own.adapters), *config.adapters]
-    _require_standing_on_base(config, own)
-    models = {"": _model(network, adapters)}
+    if config.algorithm.on_top:
+        _require_one_name(config)
+        models = {"": _merged(_model(network, adapters))}
+    else:
+        _require_standing_on_base(config, own)
+        models = {"": _model(network, adapters)}
     for name in _named_by_roles(config):
         entry = registry.entry(name)
         loras = [Adapter(path=str(path)) for path in entry.adapters]
-        shared = (entry.folder, entry.transformer) == (own.folder, own.transformer)
+        shared = entry.networks == own.networks and not (config.algorithm.on_top and own.adapters)
         models[name] = _model(network if shared else load(entry, component), loras)
     return models
+
+
+def _merged(model: Model) -> Model:
+    """A student as a base: its LoRA becomes a part of the weights."""
+    if model.lora is not None:
+        merge(model.network, model.lora)
+    return Model(model.network)
 
 
 def _model(network: ModelMixin, adapters: Sequence[Adapter]) -> Model:
@@ -89,6 +128,13 @@ def _model(network: ModelMixin, adapters: Sequence[Adapter]) -> Model:
     if not adapters:
         return Model(network)
     lora = stack_loras(adapters)
+    paths = ", ".join(adapter.path for adapter in adapters)
+    if lora.deltas:
+        raise ValueError(
+            f"adapters: {paths} changes {len(lora.deltas)} parameters in full, such as "
+            f"{min(lora.deltas)}, which a run cannot start from; write a model with it by "
+            "`python -m pipelines lora merge` and name that"
+        )
     shapes = {
         name: (module.out_features, module.in_features)
         for name, module in network.named_modules()
@@ -96,17 +142,27 @@ def _model(network: ModelMixin, adapters: Sequence[Adapter]) -> Model:
     }
     for layer, down in lora.down.items():
         if shapes.get(layer) != (lora.up[layer].shape[0], down.shape[1]):
-            paths = ", ".join(adapter.path for adapter in adapters)
             raise ValueError(
                 f"adapters: {paths} does not fit the model at {layer}; use a LoRA made for it"
             )
     return Model(network, lora)
 
 
+def _require_one_name(config: TrainConfig[Any]) -> None:
+    """ValueError where what the exported LoRA stands on would not be a model by name."""
+    if config.adapters:
+        raise ValueError(
+            f"adapters: {config.method} trains a LoRA on top of a model, which the export names; "
+            "make a student of model and adapters first"
+        )
+
+
 def _require_standing_on_base(config: TrainConfig[Any], own: ModelEntry) -> None:
     """ValueError where the run would export a LoRA on weights that are not a base model's."""
     student = config.algorithm.roles()["student"]
-    if own.transformer is not None and isinstance(student, Trainable) and student.lora is not None:
+    base = own if own.base is None else Registry().entry(own.base)
+    lora = isinstance(student, Trainable) and student.lora is not None
+    if lora and own.transformer != base.transformer:
         raise ValueError(
             f"algorithm.student.lora: {config.model} has a transformer of its own, and a LoRA can "
             "only be exported for a base model; leave lora out"
@@ -136,6 +192,6 @@ def _load(entry: ModelEntry, component: str) -> ModelMixin:
     if component == "vae":
         vae: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(base, subfolder="vae")
         return vae.float()
-    folder: Path = entry.transformer or base / "transformer"
-    transformer: WanTransformer3DModel = load_transformer(folder, torch.float32, "cpu")
+    path = entry.transformer or transformer_path(base)
+    transformer: WanTransformer3DModel = load_transformer(path, torch.float32, "cpu")
     return transformer

@@ -16,8 +16,11 @@ from pipelines.recipe import explain
 from trainers.config import TrainConfig, merge
 
 if TYPE_CHECKING:
+    import torch
+
     from trainers.algorithm import Algorithm
     from trainers.reward import Reward
+    from trainers.reward_settings import RewardChoice
 
 # Other projects' names for w in positive + w * (positive - negative): FastVideo's, and the papers'.
 DMD_FORM_GUIDANCE = ("real_score_guidance_scale", "guidance_w", "w")
@@ -42,9 +45,16 @@ def algorithm_class(method: str) -> "type[Algorithm[Any]]":
     return importlib.import_module(f"trainers.algorithms.{method}").Method
 
 
-def load_reward(reward: str) -> "Reward":
-    """The `RewardModel` in the reward's file, ready to score."""
-    return importlib.import_module(f"trainers.rewards.{reward}").RewardModel()
+def reward_class(kind: str) -> "type[Reward[Any]]":
+    """The `RewardModel` class in the reward's file. ValueError for an unknown name."""
+    _require_known("reward", kind, rewards())
+    return importlib.import_module(f"trainers.rewards.{kind}").RewardModel
+
+
+def load_reward(choice: "RewardChoice", device: "torch.device") -> "Reward[Any]":
+    """A reward, ready to score. ValueError where its weights are not here."""
+    found = reward_class(choice.kind)
+    return found(found.Config.model_validate(choice.settings), device)
 
 
 def _names(folder: Path) -> list[str]:
@@ -60,6 +70,11 @@ def _require_known(kind: str, name: str, known: Sequence[str]) -> None:
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig[Any]:
     """Reads a preset, applies `key=value` overrides and validates. ValueError names the field."""
+    return build_config(read_tree(path, overrides))
+
+
+def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings in a file with `key=value` overrides applied, not validated."""
     if not path.is_file():
         raise ValueError(f"configuration: there is no file {path}")
     try:
@@ -70,7 +85,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig[Any]:
         ) from error
     if not isinstance(tree, dict):
         raise ValueError(f"configuration: {path} must hold settings, one `name: value` a line")
-    return build_config(merge(tree, overrides))
+    return merge(tree, overrides)
 
 
 def build_config(tree: dict[str, Any]) -> TrainConfig[Any]:
@@ -82,9 +97,20 @@ def build_config(tree: dict[str, Any]) -> TrainConfig[Any]:
         config = TrainConfig[method_config].model_validate(tree)  # type: ignore[valid-type]
     except ValidationError as error:
         raise ValueError(_foreign_guidance(error) or explain(error)) from error
-    if config.reward is not None:
-        _require_known("reward", config.reward, rewards())
+    held_out = config.validation.held_out if config.validation else None
+    for field, choice in (("reward", config.reward), ("validation.held_out", held_out)):
+        if choice is not None:
+            _check_reward(field, choice)
     return config
+
+
+def _check_reward(field: str, choice: "RewardChoice") -> None:
+    """ValueError naming the field, for an unknown reward and for settings that it does not have."""
+    settings = reward_class(choice.kind).Config
+    try:
+        settings.model_validate(choice.settings)
+    except ValidationError as error:
+        raise ValueError(f"{field}.settings.{explain(error)}") from error
 
 
 def _foreign_guidance(error: ValidationError) -> str | None:

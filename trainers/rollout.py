@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipelines.flow import add_noise, sigma_schedule
 from pipelines.recipe import SamplerSpec
+from pipelines.sampling import sample_unipc
 from trainers.algorithm import Rng
 from trainers.losses import euler_step
 
@@ -28,12 +29,19 @@ def exit_step(sampler: SamplerSpec, rng: Rng) -> int:
 
 
 def simulate(
-    denoise: DenoiseCall, sampler: SamplerSpec, noise: Tensor, last_step: int, rng: Rng
+    denoise: DenoiseCall,
+    sampler: SamplerSpec,
+    noise: Tensor,
+    last_step: int,
+    rng: Rng,
+    num_gradient_steps: int = 1,
 ) -> Tensor:
     """From noise through steps 0 .. last_step; returns the denoised latents of the last one.
 
-    `lcm` adds new noise between steps, `euler` follows the ODE.
+    `lcm` adds new noise between steps, `euler` follows the ODE. The last `num_gradient_steps` carry
+    a gradient, and no step before them keeps anything for backward.
     """
+    wanted = torch.is_grad_enabled()
     sigmas = sigma_schedule(
         sampler.num_inference_steps, sampler.flow_shift, sampler.sigmas
     ).tolist()
@@ -42,14 +50,40 @@ def simulate(
     for step in range(last_step):
         sigma = noise.new_full((batch_size,), sigmas[step])
         next_sigma = noise.new_full((batch_size,), sigmas[step + 1])
-        with torch.no_grad():
+        with torch.set_grad_enabled(wanted and step > last_step - num_gradient_steps):
             denoised = denoise(noisy_latents, sigma)
-        if sampler.name == "lcm":
-            noisy_latents = add_noise(denoised, rng.randn_like(denoised), next_sigma)
-        else:
-            velocity = (noisy_latents - denoised) / sigmas[step]
-            noisy_latents = euler_step(noisy_latents, velocity, sigma, next_sigma)
+            if sampler.name == "lcm":
+                noisy_latents = add_noise(denoised, rng.randn_like(denoised), next_sigma)
+            else:
+                velocity = (noisy_latents - denoised) / sigmas[step]
+                noisy_latents = euler_step(noisy_latents, velocity, sigma, next_sigma)
     return denoise(noisy_latents, noise.new_full((batch_size,), sigmas[last_step]))
+
+
+def sample_whole(
+    denoise: DenoiseCall,
+    sampler: SamplerSpec,
+    noise: Tensor,
+    rng: Rng,
+    num_gradient_steps: int = 0,
+) -> Tensor:
+    """The latents that any sampler makes of noise, with a gradient through its last steps.
+
+    UniPC's history of earlier steps carries none, as it is made without.
+    """
+    num_steps = sampler.num_inference_steps
+    wanted = torch.is_grad_enabled() and num_gradient_steps > 0
+    if sampler.name != "unipc":
+        with torch.set_grad_enabled(wanted):
+            return simulate(denoise, sampler, noise, num_steps - 1, rng, num_gradient_steps)
+    steps = sample_unipc(
+        sampler, lambda noisy, sigma, _: denoise(noisy, sigma), noise, noise.new_empty(0)
+    )
+    latents = noise
+    for step in range(num_steps):
+        with torch.set_grad_enabled(wanted and step >= num_steps - num_gradient_steps):
+            latents = next(steps)
+    return latents
 
 
 def from_data(

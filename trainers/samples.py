@@ -1,7 +1,7 @@
 """Videos drawn while training, as the studio would draw them, and what is remembered of them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,6 +19,7 @@ from pipelines.video import write_video
 from trainers import drift
 from trainers.distributed import World, any_rank
 from trainers.models import Codecs
+from trainers.reward import LatentScore
 from trainers.roles import BuiltRole
 from trainers.worlds.shapes import Caption
 from trainers.worlds.shapes_checker import observe
@@ -51,17 +52,21 @@ class Sampler:
     """Draws videos into one folder. Every rank takes part, the main one writes.
 
     With `check_captions` prompts are captions of the shapes world, and accuracy is a figure too.
+    Each of the `rewards` is one as well, under its name.
     """
 
-    def __init__(self, codecs: Codecs, folder: Path, world: World, check_captions: bool):
-        self.prompts, self.codec = codecs.prompts, codecs.video
-        self.folder, self.world, self.check_captions = folder, world, check_captions
+    def __init__(
+        self, codecs: Codecs, folder: Path, world: World, rewards: Mapping[str, LatentScore]
+    ):
+        self.codecs, self.folder, self.world, self.rewards = codecs, folder, world, rewards
+        self.check_captions = False
 
     def draw(self, recipe: Recipe, role: BuiltRole, name: str) -> Sample:
         """Samples the role, writes NAME.mp4 and measures the video."""
         training = role.call.training
         role.call.eval()
-        video = sample_video(recipe, self.prompts, self.codec, cast(Denoiser, role.call))
+        model, condition = cast(Denoiser, role.call), self.codecs.condition(recipe)
+        video = sample_video(recipe, self.codecs.prompts, self.codecs.video, model, condition)
         role.call.train(training)
         if self.world.is_main:
             frames = video[0].permute(0, 2, 3, 1).cpu().numpy()
@@ -86,6 +91,8 @@ class Sampler:
             matches = list(seen.matches(Caption.parse(recipe.prompt)).values())
             figures["prompt_accuracy"] = float(all(matches))
             figures["slot_accuracy"] = sum(matches) / len(matches)
+        for name, reward in self.rewards.items():
+            figures[name] = float(reward.of_video(video, (recipe.prompt,)))
         return figures
 
 

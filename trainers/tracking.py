@@ -12,7 +12,16 @@ from pydantic import ValidationError
 from pipelines.recipe import explain
 from trainers.config import TrainConfig
 
-WHAT_MAKES_A_RUN = ("method", "algorithm", "model", "adapters", "data", "seed", "precision")
+WHAT_MAKES_A_RUN = (
+    "method",
+    "algorithm",
+    "model",
+    "adapters",
+    "data",
+    "seed",
+    "precision",
+    "reward",
+)
 
 
 class Tracker:

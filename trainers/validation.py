@@ -1,11 +1,13 @@
 """Validation while training: the student's videos beside its teacher's, measured and ranked.
 
 Always the same prompts and seeds. The student is sampled as its export will be; the teacher once,
-with its own model's sampler, before training. Files: samples/{teacher,step_NNNNNN}/*.mp4, figures
-in metrics.jsonl (`validation/`, `drift/`), alarms in events.jsonl, `best.json` with step and score.
+with its own model's sampler, before training. Each video also has the run's reward and, where there
+is one, the held-out reward. Files: samples/{teacher,step_NNNNNN}/*.mp4, figures in metrics.jsonl
+(`validation/`, `drift/`), alarms in events.jsonl, `best.json` with step and score.
 
     score = accuracy - distance      distance: trainers/drift.py, 0 without a teacher
                                      accuracy: mean of prompt and slot accuracy, 0 for score=drift
+          or the held-out reward     (score=held_out)
 
 The scores so far are read back from metrics.jsonl, so that a resumed run ranks like a whole one.
 """
@@ -13,8 +15,10 @@ The scores so far are read back from metrics.jsonl, so that a resumed run ranks 
 import json
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
+from pipelines.checkpoints import image_problem
 from pipelines.files import atomic_path
 from pipelines.overrides import Overrides, negative_prompt_for, override
 from pipelines.recipe import Adapter, Recipe
@@ -22,13 +26,14 @@ from pipelines.registry import Registry
 from trainers import drift
 from trainers.algorithm import Algorithm
 from trainers.checkpoint import BEST
-from trainers.config import Frozen, TrainConfig, Validation
+from trainers.config import Frozen, TrainConfig
 from trainers.distributed import World, any_rank
 from trainers.export import exported_role, student_spec
-from trainers.models import Codecs
 from trainers.roles import BuiltRole
 from trainers.samples import Sampler, summary
+from trainers.scoring import HELD_OUT, TRAINED
 from trainers.tracking import Tracker
+from trainers.validation_settings import Validation
 from trainers.worlds.shapes import Caption
 
 
@@ -40,7 +45,7 @@ class Validator:
         config: TrainConfig[Any],
         algorithm: Algorithm[Any],
         roles: dict[str, BuiltRole],
-        codecs: Codecs,
+        sampler: Sampler,
         tracker: Tracker,
         world: World,
     ):
@@ -51,9 +56,10 @@ class Validator:
         self.student, self.teacher = exported_role(roles), roles.get("teacher")
         self.student_recipes = student_recipes(config, algorithm)
         self.teacher_recipes = teacher_recipes(config) if self.teacher else {}
-        folder = tracker.run_dir / "samples"
-        self.sampler = Sampler(codecs, folder, world, _are_captions(self.settings))
+        self.sampler = sampler
+        sampler.check_captions = _are_captions(self.settings)
         self.teacher_figures: drift.Figures = {}
+        self.hacked = False  # known to the main rank
         self.scores: list[tuple[int, float]] = []  # step and score, on the main rank
         self.exhausted = False
 
@@ -67,6 +73,7 @@ class Validator:
             self.teacher_figures = summary(drawn)
         if self.world.is_main:
             self.scores = self.tracker.history("validation/score")
+            self.hacked = self._hacking() is not None
             self.write_best()
         self._check_patience()
 
@@ -113,6 +120,10 @@ class Validator:
             logged["validation/score"] = score(self.settings, figures, drifted)
             self.scores.append((step, logged["validation/score"]))
         self.tracker.metrics(step, logged)
+        reason = self._hacking()
+        if reason is not None:
+            self.hacked = True
+            self.tracker.event("hacking", step=step, reason=reason)
         thresholds = self.settings.alarms.model_dump()
         for name, figure in drifted.items():
             limit = thresholds[name]
@@ -123,11 +134,32 @@ class Validator:
         patience, best = self.settings.patience, self.best()
         since = [step for step, _ in self.scores if best is None or step > best[0]]
         ended = patience is not None and len(since) >= patience
-        self.exhausted = any_rank(ended, self.world)
+        self.exhausted = any_rank(ended or self.hacked, self.world)
+
+    def _hacking(self) -> str | None:
+        """Whether the trained reward has risen while the held-out one fell, too often in a row."""
+        wanted = self.settings.hacking_patience
+        if wanted is None:
+            return None
+        names = (TRAINED, HELD_OUT)
+        trained, held_out = (
+            [value for _, value in self.tracker.history(f"validation/{name}")][-wanted - 1 :]
+            for name in names
+        )
+        rises = len(trained) > wanted and all(a < b for a, b in pairwise(trained))
+        if not (rises and all(a > b for a, b in pairwise(held_out))):
+            return None
+        return (
+            f"the trained reward rose from {trained[0]:.4g} to {trained[-1]:.4g} while the "
+            f"held-out one fell from {held_out[0]:.4g} to {held_out[-1]:.4g}, "
+            f"{wanted} validations in a row"
+        )
 
 
 def score(settings: Validation, figures: drift.Figures, drifted: drift.Figures) -> float:
     """What ranks checkpoints: accuracy - distance, as the module's docstring has it."""
+    if settings.score == "held_out":
+        return float(f"{figures[HELD_OUT]:.6g}")
     accuracy = 0.0
     if settings.score == "shapes":
         accuracy = (figures["prompt_accuracy"] + figures["slot_accuracy"]) / 2
@@ -177,13 +209,18 @@ def _recipes(model: str, settings: Validation, adapters: Sequence[Adapter]) -> d
         "height": settings.height,
         "num_frames": settings.num_frames,
     }
-    return {
+    images = settings.images or [None] * len(settings.prompts)
+    recipes = {
         f"{number:02d}-seed{seed}": registry.recipe(
-            model, prompt, adapters=adapters, seed=seed, **size
+            model, prompt, image=image, adapters=adapters, seed=seed, **size
         )
-        for number, prompt in enumerate(settings.prompts)
+        for number, (prompt, image) in enumerate(zip(settings.prompts, images, strict=True))
         for seed in settings.seeds
     }
+    problem = image_problem(registry.entry(model).preset, next(iter(recipes.values())))
+    if problem is not None:
+        raise ValueError(f"validation.images: {problem}")
+    return recipes
 
 
 def _are_captions(settings: Validation) -> bool:

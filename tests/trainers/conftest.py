@@ -10,8 +10,8 @@ import torch
 from tests.pipelines.conftest import build_pipeline
 from tests.trainers.runs import trainer
 from trainers.config import TrainConfig
-from trainers.data import write_prepared
 from trainers.engine import Trainer
+from trainers.prepared import Sample, write_prepared
 from trainers.registry import algorithm_class, build_config
 
 TEXT_DIM = 16
@@ -40,14 +40,13 @@ def micro_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve prepared samples with prompts of different lengths."""
     folder = tmp_path_factory.mktemp("micro-data")
     generator = torch.Generator().manual_seed(1)
-    samples = [
-        (
-            f"caption {i}",
-            torch.randn(16, 2, 4, 4, generator=generator),
-            torch.randn(3 + i % 4, TEXT_DIM, generator=generator),
-        )
-        for i in range(12)
-    ]
+    shape = (16, 2, 4, 4)
+    samples = []
+    for i in range(12):
+        latents = torch.randn(shape, generator=generator)
+        prompt_embeds = torch.randn(3 + i % 4, TEXT_DIM, generator=generator)
+        tensors = {"latents": latents, "prompt_embeds": prompt_embeds}
+        samples.append(Sample(f"caption {i}", shape, tensors))
     write_prepared(folder, samples, torch.randn(1, TEXT_DIM, generator=generator), TEXT_LENGTH)
     return folder
 
@@ -61,6 +60,7 @@ def config_tree(whole_model: Path, micro_data: Path):
         stages = [{"until_step": 5, "num_frames": 5, "crop": 32, "batch_size": 2}]
         shapes = {"source": "shapes", "size": 32, "stages": stages}
         by_component = {"transformer": prepared, "vae": shapes}
+        needed = algorithm_class(method).Config().reward_setting() is not None
         return {
             "name": "micro",
             "method": method,
@@ -71,6 +71,7 @@ def config_tree(whole_model: Path, micro_data: Path):
             "device": "cpu",
             "log_every": 1,
             "algorithm": {"student": {"learning_rate": 1e-3}},
+            "reward": {"kind": "motion", "settings": {"enough": 1.0}} if needed else None,
         } | settings
 
     return tree

@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainers.data import INDEX, Prepared, build_data, write_prepared
+from trainers.data import Prepared, build_data
 from trainers.data_settings import PreparedData
 from trainers.models import Codecs
 from trainers.order import BucketOrder
+from trainers.prepared import INDEX, VERSION, Sample, write_prepared
 from trainers.registry import build_config
 
 SMALL, LARGE = (16, 2, 4, 4), (16, 3, 4, 6)
@@ -25,7 +26,11 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixed")
     shapes = [LARGE, SMALL, LARGE] * 4
     samples = [
-        (f"{'small' if shape == SMALL else 'large'} {i}", torch.randn(shape), torch.randn(3, 12))
+        Sample(
+            f"{'small' if shape == SMALL else 'large'} {i}",
+            shape,
+            {"latents": torch.randn(shape), "prompt_embeds": torch.randn(3, 12)},
+        )
         for i, shape in enumerate(shapes)
     ]
     write_prepared(folder, samples, torch.randn(1, 12), text_length=8)
@@ -53,7 +58,7 @@ def test_a_batch_has_one_shape_and_all_streams_of_a_step_have_the_same(mixed: Pa
 def test_a_bucket_has_turns_in_proportion_and_its_samples_come_once_an_epoch(mixed: Path) -> None:
     source = prepared(mixed)
     prompts = [p for step in range(6) for p in source.batch(step, 0, 1).prompts]
-    assert Counter(prompts) == Counter(source.captions)
+    assert Counter(prompts) == Counter(source.files.captions)
     again = prepared(mixed)
     assert source.batch(4, 0, 1).prompts == again.batch(4, 0, 1).prompts
 
@@ -70,11 +75,11 @@ def test_an_index_of_version_1_is_read_and_grouped_all_the_same(
     for path in mixed.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     index = json.loads((tmp_path / INDEX).read_text())
-    assert index["version"] == 2
-    del index["shapes"]
+    assert index["version"] == VERSION
+    del index["shapes"], index["tensors"]
     (tmp_path / INDEX).write_text(json.dumps(index | {"version": 1}))
     assert prepared(tmp_path).buckets == prepared(mixed).buckets
-    (tmp_path / INDEX).write_text(json.dumps(index | {"version": 3}))
+    (tmp_path / INDEX).write_text(json.dumps(index | {"version": VERSION + 1}))
     with pytest.raises(ValueError, match=r"^data\.folder: .* newer version"):
         prepared(tmp_path)
 

@@ -43,7 +43,7 @@ def run_until_signalled(script: Path, cluster: Path, status: int) -> int:
     """Starts the job, sends it what Slurm sends before the end of its time; its exit code."""
     slurm = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node-[1-2]"}
     path = {"PATH": f"{cluster / 'bin'}:{os.environ['PATH']}", "TRAINING_STATUS": str(status)}
-    arguments = ["bash", str(script.resolve()), "mine", "some.yaml", "num_steps=5"]
+    arguments = ["bash", str(script.resolve()), "runs/mine", "some.yaml", "num_steps=5"]
     job = subprocess.Popen(arguments, cwd=cluster, env=os.environ | slurm | path)
     deadline = time.monotonic() + 30
     while not (cluster / "torchrun.txt").is_file() and time.monotonic() < deadline:
@@ -61,7 +61,7 @@ def test_a_job_near_the_end_of_its_time_saves_and_queues_again(script: Path, clu
     assert "-m trainers some.yaml num_steps=5 --run-dir runs/mine" in arguments
     if script.stem == "many-nodes":
         assert "--nnodes 2" in arguments
-        assert "--rdzv-backend c10d --rdzv-endpoint node-1:29500 --rdzv-id 7-0" in arguments
+        assert "--rdzv-backend c10d --rdzv-endpoint node-1:20007 --rdzv-id 7-0" in arguments
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.data import INDEX, NEGATIVE, Prepared, RenderedShapes
+from trainers.data import Prepared, RenderedShapes
 from trainers.data_settings import PreparedData, ShapesData, Stage
 from trainers.order import stream_seed
+from trainers.prepared import INDEX, NEGATIVE
 from trainers.worlds.shapes import Caption
 
 

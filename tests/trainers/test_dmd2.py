@@ -182,7 +182,7 @@ def test_the_reward_weighs_samples_by_its_exponential() -> None:
 
     networks = KnowsGaussian(1.0), KnowsGaussian(0.25)
     plain = student_gradient(made(), *networks)
-    weighed = student_gradient(made(), *networks, score=score, reward_weight=0.5)
+    weighed = student_gradient(made(), *networks, score=score, reward={"beta": 0.5})
     torch.testing.assert_close(weighed, plain * torch.exp(0.5 * rewards).view(3, 1, 1, 1, 1))
     assert seen == [("prompt 0", "prompt 1", "prompt 2")]
 

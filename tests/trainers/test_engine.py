@@ -1,5 +1,6 @@
 """The loop: updates, resume, stop, ranks. All on a micro Wan with real FSDP and checkpoints."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,8 @@ def own_roles(method: str, **settings: Any) -> dict[str, Any]:
     tree: dict[str, Any] = {name: {"learning_rate": 1e-2} | settings for name in trained}
     if "ema" in algorithm_class(method).Config.model_fields:
         tree["ema"] = {"decay": 0.5}
+    if method == "flash_grpo":  # the micro model's own sampler is not the ODE's
+        tree["sampler"] = {"name": "euler", "num_inference_steps": 3, "guidance_scale": 5.0}
     return tree
 
 
@@ -86,7 +89,7 @@ def test_every_method_moves_exactly_its_trained_roles_and_stays_finite(
     assert not any(parameter.grad is not None for parameter in every_parameter(run))
     figures = read_jsonl(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in figures] == [1, 2]
-    assert all(line["student/loss"] > 0 for line in figures)
+    assert all(math.isfinite(line["student/loss"]) for line in figures)
 
 
 RESUMED = {
@@ -95,6 +98,7 @@ RESUMED = {
     "autoencoder": ("autoencoder", EMA),
     "dmd2 on a shared base": ("dmd2", SHARED),
     "dmd2 with a discriminator": ("dmd2", own_roles("dmd2") | GAN | {"student_every": 2}),
+    "rewards": ("nft", own_roles("nft", lora={"rank": 2})),
     "guidance embedder": ("cfg_distill", own_roles("cfg_distill", lora={"rank": 2})),
 }
 
@@ -163,15 +167,16 @@ def test_the_stop_file_ends_the_run_with_a_checkpoint_and_the_run_goes_on_from_i
 
 def spoil(run: Trainer, captions: set[str]) -> None:
     """Puts a NaN into the latents of these captions."""
-    source: Any = run.data
-    read = type(source)._read
+    files: Any = run.data.files  # type: ignore[attr-defined]
+    read = type(files).read
 
-    def spoilt(index: int) -> tuple[Tensor, Tensor]:
-        latents, prompt_embeds = read(source, index)
-        bad = source.captions[index] in captions
-        return latents * float("nan") if bad else latents, prompt_embeds
+    def spoilt(index: int) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = read(files, index)
+        if files.captions[index] in captions:
+            tensors["latents"] = tensors["latents"] * float("nan")
+        return tensors
 
-    source._read = spoilt
+    files.read = spoilt
 
 
 @pytest.mark.parametrize("method", ["finetune", "dmd2"])

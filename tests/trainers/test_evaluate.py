@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from trainers.worlds.measure import (
     reference_features,
     rendered_clips,
 )
+from trainers.worlds.plot import write_curves
 from trainers.worlds.report import clip_recipes, student_rows
 from trainers.worlds.shapes import SLOTS, Caption
 from trainers.worlds.shapes_checker import Observation
@@ -214,3 +216,15 @@ def test_bad_input_is_refused_before_anything_is_sampled(
     assert main([*arguments, "--out", str(tmp_path / "x.json")]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_curves_are_one_line_a_column_in_a_file_that_is_svg(tmp_path: Path) -> None:
+    rows = [{"factor": f, "accuracy": f / 2, "exposure": 1.0} for f in (0.0, 0.5, 1.5)]
+    columns = {"accuracy": "prompt <accuracy>", "exposure": "exposure / start"}
+    write_curves(rows, "factor", columns, tmp_path / "curves.svg")
+    root = ElementTree.parse(tmp_path / "curves.svg").getroot()
+    lines = [e for e in root.iter() if e.tag.endswith("polyline") and e.get("stroke-width")]
+    assert [len(line.get("points", "").split()) for line in lines] == [3, 3]
+    heights = [float(point.split(",")[1]) for point in lines[0].get("points", "").split()]
+    assert heights == sorted(heights, reverse=True)
+    assert "prompt <accuracy>" in [e.text for e in root.iter()]

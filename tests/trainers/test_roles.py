@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.adapters import Lora as LoraWeights
 from tests.trainers.runs import trainer
 from trainers.algorithms import dmd2
-from trainers.models import Model
+from trainers.models import Model, load_models
 from trainers.roles import BuiltRole, build_roles, follow
 
 RANK = {"lora": {"rank": 2, "alpha": 4}}
@@ -248,3 +249,13 @@ def test_a_model_of_another_architecture_names_the_role_and_the_field(
     message = rf"^algorithm\.{role}\.{field}: its {name} is {value} and that of the run's model"
     with pytest.raises(ValueError, match=message):
         build({role: {field: "other"}}, other=Model(transformer(**change)))
+
+
+def test_a_lora_that_changes_parameters_in_full_is_no_start_of_a_run(
+    config, tmp_path: Path
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file({"diffusion_model.blocks.0.diff_m": torch.zeros(1, 6, 8)}, path)
+    run = config("finetune", adapters=[{"path": str(path)}])
+    with pytest.raises(ValueError, match=r"1 parameters in full, such as blocks\.0\.scale_shift"):
+        load_models(run)

@@ -15,12 +15,11 @@ shared by all ranks, which only makes the gradient noisier.
 """
 
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 from pydantic import Field
 
-from pipelines.denoiser import Denoiser, guided_velocity
+from pipelines.denoiser import guided_velocity
 from pipelines.flow import add_noise, shift_sigmas
 from pipelines.recipe import SamplerSpec
 from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
@@ -54,8 +53,7 @@ class Method(Algorithm[Config]):
 
     def guidance_loss(self, batch: Batch, rng: Rng) -> Loss:
         """Pseudo-Huber distance to the guided velocity over one micro-batch."""
-        student = cast(Denoiser, self.roles["student"])
-        teacher = cast(Denoiser, self.roles["teacher"])
+        student, teacher = (self.network(name, batch) for name in ("student", "teacher"))
         latents = batch.require("latents").float()  # [B, C, F, H, W]
         prompt_embeds = batch.require("prompt_embeds")
         negative = batch.require("negative_prompt_embeds")

@@ -17,13 +17,13 @@ level is never tied to clean latents. Left out: distance weights lambda(sigma), 
 """
 
 from collections.abc import Iterator
-from typing import Self, cast
+from typing import Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipelines.denoiser import Denoiser, guided_velocity
+from pipelines.denoiser import guided_velocity
 from pipelines.flow import add_noise, expand_sigma, sigma_schedule
 from pipelines.recipe import SamplerSpec
 from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
@@ -74,7 +74,7 @@ class Method(Algorithm[Config]):
 
     def consistency_loss(self, batch: Batch, rng: Rng) -> Loss:
         """Distance between two points of one path, one random pair for each sample."""
-        student, target = (cast(Denoiser, self.roles[name]) for name in ("student", "target"))
+        student, target = (self.network(name, batch) for name in ("student", "target"))
         latents = batch.require("latents").float()  # [B, C, F, H, W]
         prompt_embeds = batch.require("prompt_embeds")
         scale = self.draw_guidance(self.config.guidance, latents, rng)  # [B]
@@ -95,7 +95,7 @@ class Method(Algorithm[Config]):
         self, noisy: Tensor, sigmas: Tensor, first: Tensor, batch: Batch, scale: Tensor
     ) -> Tensor:
         """The guided teacher's Euler steps from level `first` [B] on. Shape of noisy."""
-        teacher = cast(Denoiser, self.roles["teacher"])
+        teacher = self.network("teacher", batch)
         prompt_embeds = batch.require("prompt_embeds")
         negative = batch.require("negative_prompt_embeds")
         for step in range(self.config.num_skipped_steps):

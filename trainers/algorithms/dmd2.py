@@ -13,8 +13,9 @@ The critic models the student's distribution by flow matching on fresh rollouts,
 step; the student moves every `student_every` steps (DMD2 section 4.2). s is uniform, shifted, and
 kept within [min_sigma, max_sigma]. Where critic and teacher agree the gradient is zero.
 
-Options: a discriminator on the teacher's features (DMD2 section 4.3; needs data), `reward_weight`
-(Re-DMD), `critic.pull` (IDA), `decoupled_guidance` (Decoupled DMD). `normaliser: column` and
+Options: a discriminator on the teacher's features (DMD2 section 4.3; needs data), `reward` (Re-DMD,
+arXiv:2512.04678, or with the reward's gradient DMDR, arXiv:2511.13649, where distribution matching
+keeps the student honest), `critic.pull` (IDA), `decoupled_guidance`. `normaliser: column` and
 `shared_noise: false` are the two flaws of DMD2_wanx, to show what they cost.
 Left out: the regression loss of the first DMD; the critic's classifier head of DMD2, which the
 teacher's features replace, so that the critic has one task.
@@ -65,6 +66,21 @@ class DecoupledGuidance(Strict):
         return self
 
 
+class RewardTerm(Strict):
+    """How the run's `reward` enters the student's loss."""
+
+    beta: float = Field(1.0, ge=0, description="Re-DMD: samples count exp(beta * reward).")
+    gradient_weight: float = Field(
+        0.0, ge=0, description="DMDR: of 1 - reward, with a gradient through the last step."
+    )
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if self.beta == self.gradient_weight == 0:
+            raise ValueError("beta and gradient_weight are both 0; raise one or leave reward out")
+        return self
+
+
 class Config(AlgorithmConfig):
     """Settings of DMD2."""
 
@@ -88,9 +104,7 @@ class Config(AlgorithmConfig):
     min_sigma: float = Field(0.02, ge=0, lt=1)
     max_sigma: float = Field(0.98, gt=0, le=1)
     discriminator_weight: float = Field(0.03, ge=0, description="Of the GAN term, student's side.")
-    reward_weight: float = Field(
-        0.0, ge=0, description="beta: samples count exp(beta * reward); 0 asks for no reward."
-    )
+    reward: RewardTerm | None = None
     decoupled_guidance: DecoupledGuidance | None = None
     normaliser: Literal["sample", "column"] = "sample"
     shared_noise: bool = Field(True, description="Critic and teacher see the same noisy sample.")
@@ -110,8 +124,8 @@ class Config(AlgorithmConfig):
         return self
 
     def reward_setting(self) -> str | None:
-        """The weight of the reward, where it is not 0."""
-        return "reward_weight" if self.reward_weight else None
+        """The term that reads it, where there is one."""
+        return "reward" if self.reward else None
 
 
 class Method(Algorithm[Config]):
@@ -120,7 +134,13 @@ class Method(Algorithm[Config]):
     Config = Config
 
     def problem(self) -> str | None:
-        """Where the sampler and the student disagree on guidance as an input."""
+        """Where the sampler and the student disagree on guidance, or a reward has no gradient."""
+        term = self.config.reward
+        if term and term.gradient_weight and self.score and not self.score.differentiable:
+            return (
+                "algorithm.reward.gradient_weight: this reward is a black box; set it to 0 and "
+                "raise beta, or name another reward"
+            )
         mode, embeds = self.config.sampler.guidance_mode, self.student_embeds_guidance
         if embeds == (mode == "embedded"):
             return None
@@ -152,6 +172,11 @@ class Method(Algorithm[Config]):
             weight = self._reward_weight(latents.detach(), batch)
         loss = distribution_matching(latents, gradient, weight)
         metrics = {"gradient_size": gradient.abs().mean()}
+        if self.config.reward is not None and self.config.reward.gradient_weight:
+            assert self.score is not None  # the configuration has been checked
+            reward = self.score(latents, batch.prompts).mean()
+            metrics["reward"] = reward.detach()
+            loss = loss + self.config.reward.gradient_weight * (1 - reward)
         if self.config.discriminator is not None:
             sigma = self._score_sigma(latents, rng)
             fooled = generator_loss(self._logits(latents, sigma, batch, rng))
@@ -161,7 +186,7 @@ class Method(Algorithm[Config]):
 
     def critic_loss(self, batch: Batch, rng: Rng) -> Loss:
         """Flow matching on what the student makes now, with its own noise level and noise."""
-        critic = cast(Denoiser, self.roles["critic"])
+        critic = self.network("critic", batch)
         with torch.no_grad():
             latents = self._rollout(batch, rng)
         sigma, noise = self._score_sigma(latents, rng), rng.randn_like(latents)
@@ -185,7 +210,7 @@ class Method(Algorithm[Config]):
 
     def _rollout(self, batch: Batch, rng: Rng) -> Tensor:
         """The student's denoised latents at a random one of its steps. [B, C, F, H, W]."""
-        student = cast(Denoiser, self.roles["student"])
+        student = self.network("student", batch)
         prompt_embeds, sampler = batch.require("prompt_embeds"), self.config.sampler
         embedded = sampler.guidance_mode == "embedded"
 
@@ -202,7 +227,7 @@ class Method(Algorithm[Config]):
 
     def _gradient(self, latents: Tensor, batch: Batch, rng: Rng) -> Tensor:
         """delta / scale of the docstring. [B, C, F, H, W]."""
-        critic = cast(Denoiser, self.roles["critic"])
+        critic = self.network("critic", batch)
         sigma, noise = self._score_sigma(latents, rng), rng.randn_like(latents)
         noisy = add_noise(latents, noise, sigma)
         part = self.config.decoupled_guidance
@@ -220,7 +245,7 @@ class Method(Algorithm[Config]):
 
     def _teacher(self, noisy: Tensor, sigma: Tensor, batch: Batch, guidance_scale: float) -> Tensor:
         """The teacher's denoised latents at a guidance scale."""
-        teacher = cast(Denoiser, self.roles["teacher"])
+        teacher = self.network("teacher", batch)
         scale = torch.full_like(sigma, guidance_scale)
         prompt_embeds, negative = (
             batch.require("prompt_embeds"),
@@ -252,7 +277,7 @@ class Method(Algorithm[Config]):
 
     def _logits(self, latents: Tensor, sigma: Tensor, batch: Batch, rng: Rng) -> Tensor:
         """What the discriminator says about latents noised to sigma [B]. [B]."""
-        teacher, discriminator = cast(Denoiser, self.roles["teacher"]), self.roles["discriminator"]
+        teacher, discriminator = self.network("teacher", batch), self.roles["discriminator"]
         noisy = add_noise(latents, rng.randn_like(latents), sigma)
         logits: Tensor = discriminator(
             teacher.features(noisy, sigma, batch.require("prompt_embeds"))
@@ -261,7 +286,7 @@ class Method(Algorithm[Config]):
 
     def _reward_weight(self, latents: Tensor, batch: Batch) -> Tensor | None:
         """exp(beta * reward) for each sample, without a gradient. [B]."""
-        if self.config.reward_weight == 0:
+        if self.config.reward is None or self.config.reward.beta == 0:
             return None
-        assert self.score is not None  # the configuration has been checked
-        return torch.exp(self.config.reward_weight * self.score(latents, batch.prompts))
+        assert self.score is not None
+        return torch.exp(self.config.reward.beta * self.score(latents, batch.prompts))

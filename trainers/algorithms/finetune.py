@@ -12,12 +12,10 @@ logit-normal sigma, which with the shift would count the middle twice.
 """
 
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 from pydantic import Field
 
-from pipelines.denoiser import Denoiser
 from pipelines.flow import add_noise, shift_sigmas
 from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
 from trainers.config import AlgorithmConfig, Ema, Trainable
@@ -45,7 +43,7 @@ class Method(Algorithm[Config]):
 
     def flow_loss(self, batch: Batch, rng: Rng) -> Loss:
         """Mean squared velocity error over one micro-batch."""
-        student = cast(Denoiser, self.roles["student"])
+        student = self.network("student", batch)
         latents = batch.require("latents").float()  # [B, C, F, H, W]
         batch_size = latents.shape[0]
         noise = rng.randn_like(latents)

@@ -23,13 +23,13 @@ Left out: the cosine schedule and SNR weights of the paper; velocity has them in
 """
 
 from collections.abc import Iterator
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.denoiser import Denoiser, guided_velocity
+from pipelines.denoiser import guided_velocity
 from pipelines.flow import (
     add_noise,
     denoised_from_velocity,
@@ -75,7 +75,7 @@ class Method(Algorithm[Config]):
 
     def step_loss(self, batch: Batch, rng: Rng) -> Loss:
         """The variant's loss at one random step of the student's grid for each sample."""
-        student, teacher = (cast(Denoiser, self.roles[name]) for name in ("student", "teacher"))
+        student, teacher = (self.network(name, batch) for name in ("student", "teacher"))
         latents = batch.require("latents").float()  # [B, C, F, H, W]
         prompt_embeds = batch.require("prompt_embeds")
         negative = batch.require("negative_prompt_embeds")

@@ -16,6 +16,7 @@ from torch import Tensor
 from pipelines.denoiser import Denoiser, check_guidance
 from pipelines.files import atomic_path
 from pipelines.generate import Inputs, ModelCache, denoise
+from pipelines.image_condition import join
 from pipelines.loading import Components
 from pipelines.recipe import Recipe
 from trainers.worlds.shapes import Caption
@@ -62,7 +63,7 @@ class Clips:
 
 
 def sample_clips(recipes: Sequence[Recipe], models: ModelCache) -> Clips:
-    """Generates one clip a recipe; neighbours that differ in nothing but the prompt share a batch.
+    """Generates one clip a recipe; neighbours that differ in prompt and image alone share a batch.
 
     The recipes belong to one model and agree on size and length.
     """
@@ -109,14 +110,16 @@ def decode(latents: Tensor, components: Components) -> NDArray[np.uint8]:
 
 
 def _without_prompt(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"prompt": ""})
+    return recipe.model_copy(update={"prompt": "", "image": None})
 
 
 def _shared_inputs(singles: Sequence[Inputs]) -> Inputs:
-    """One batch of the inputs of single clips, which agree on all but the prompt."""
+    """One batch of the inputs of single clips, which agree on all but the prompt and the image."""
+    conditions = [single.condition for single in singles if single.condition is not None]
     return Inputs(
         noise=singles[0].noise.expand(len(singles), -1, -1, -1, -1),
         generator_state=singles[0].generator_state,
         prompt_embeds=torch.cat([single.prompt_embeds for single in singles]),
         negative_prompt_embeds=singles[0].negative_prompt_embeds,
+        condition=join(conditions) if conditions else None,
     )

@@ -3,28 +3,42 @@
     python -m trainers.worlds.evaluate students tiny-dmd4 tiny-cfg --out runs/evaluation.json
     python -m trainers.worlds.evaluate sizes tiny-dmd4 --sizes 64x64 96x96 --frames 17 33
     python -m trainers.worlds.evaluate guidance tiny-cfg --scales 1 2 3 4 5 6 7 8
+    python -m trainers.worlds.evaluate images tiny-wan-i2v tiny-i2v-dmd4
+    python -m trainers.worlds.evaluate lora-alpha tiny-draft --factors 0 0.5 1 1.5
     python -m trainers.worlds.evaluate prompts --model tiny-wan
     python -m trainers.worlds.evaluate autoencoder --model tiny-wan
 
-The first three print a markdown table and write every figure to --out. What the columns mean is
-said in `measure`, `features` and `adherence`; seconds are those of a clip in a batch of a seed's.
+All but the last two print a markdown table and write every figure to --out. What the columns mean
+is said in `measure`, `features`, `adherence` and `first_frames`; seconds are those of a clip in a
+batch of a seed's.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from pipelines.adapters import read_lora
 from pipelines.generate import ModelCache
 from pipelines.loading import load_components
 from pipelines.overrides import Overrides
-from pipelines.recipe import Recipe
+from pipelines.recipe import Adapter, Recipe
 from pipelines.registry import Registry
+from pipelines.students import SPEC_FILE, StudentSpec
+from trainers.clip_score import ClipScorer
 from trainers.worlds import report
+from trainers.worlds.first_frames import continuation_rows
 from trainers.worlds.measure import evaluate_autoencoder, judge, summarise
+from trainers.worlds.plot import write_curves
 
 MIN_PASSING = 0.98  # below this the autoencoder loses what no transformer can mend
 MIN_PSNR_DB = 30.0
+FACTORS = [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5]
+TINY_CLIP = Path("assets/tiny-clip")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,6 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     guidance.add_argument("--scales", type=float, nargs="+", default=[1, 2, 3, 4, 5, 6, 7, 8])
     guidance.add_argument("--out", type=Path, default=Path("runs/guidance.json"))
 
+    images = commands.add_parser(
+        "images", parents=[captions, sampling], help="models that continue an image"
+    )
+    images.set_defaults(run=_images)
+    images.add_argument("names", nargs="+", metavar="NAME")
+    images.add_argument("--out", type=Path, default=Path("runs/images.json"))
+
+    _add_lora_alpha(commands, [captions, sampling])
     prompts = commands.add_parser(
         "prompts", parents=[_captions([0]), sampling], help="how well prompts are obeyed"
     )
@@ -78,6 +100,17 @@ def _parser() -> argparse.ArgumentParser:
     for command in (prompts, autoencoder):
         command.add_argument("--model", default="tiny-wan")
     return parser
+
+
+def _add_lora_alpha(commands: Any, parents: list[argparse.ArgumentParser]) -> None:
+    alpha = commands.add_parser(
+        "lora-alpha", parents=parents, help="a reward's LoRA, weaker and stronger"
+    )
+    alpha.set_defaults(run=_lora_alpha)
+    alpha.add_argument("name", metavar="NAME", help="a student that stands on another student")
+    alpha.add_argument("--factors", type=float, nargs="+", default=FACTORS, help="of its own alpha")
+    alpha.add_argument("--out", type=Path, default=Path("runs/lora-alpha.json"))
+    alpha.add_argument("--plot", type=Path, help="an .svg file for the curves")
 
 
 def _captions(seeds: list[int]) -> argparse.ArgumentParser:
@@ -121,6 +154,34 @@ def _guidance(options: argparse.Namespace) -> int:
     return _finish(rows, report.GUIDANCE_COLUMNS, options)
 
 
+def _images(options: argparse.Namespace) -> int:
+    models = ModelCache(Registry(), "cpu")
+    sweep = [_recipes(models, name, options, _sampling(options)) for name in options.names]
+    folder = options.out.parent / "first-frames"
+    rows = continuation_rows(models, sweep, folder, report.RENDERED_SEED)
+    return _finish(rows, report.IMAGE_COLUMNS, options)
+
+
+def _lora_alpha(options: argparse.Namespace) -> int:
+    models = ModelCache(Registry(), "cpu")
+    entry = models.registry.entry(options.name)
+    if entry.own_folder is None or not entry.adapters:
+        raise ValueError(f"name: {options.name} is no student with a LoRA")
+    spec = StudentSpec.model_validate_json((entry.own_folder / SPEC_FILE).read_text())
+    lora = read_lora(entry.adapters[-1])
+    (alpha,) = set(lora.alphas.values())
+    sweep = {}
+    for factor in sorted({0.0, *options.factors}):
+        adapter = Adapter(path=str(entry.adapters[-1]), lora_alpha=factor * alpha)
+        used = (adapter,) if factor else ()
+        sweep[factor] = _recipes(models, spec.base, options, _sampling(options), used)
+    scorer = ClipScorer.from_folder(TINY_CLIP, "pad", torch.device("cpu"))
+    rows = report.lora_alpha_rows(models, sweep, scorer, _cache(options))
+    if options.plot is not None:
+        write_curves(rows, "factor", report.LORA_ALPHA_CURVES, options.plot)
+    return _finish(rows, report.LORA_ALPHA_COLUMNS, options)
+
+
 def _prompts(options: argparse.Namespace) -> int:
     models = ModelCache(Registry(), "cpu")
     recipes = _recipes(models, options.model, options, _sampling(options))
@@ -139,10 +200,15 @@ def _autoencoder(options: argparse.Namespace) -> int:
 
 
 def _recipes(
-    models: ModelCache, model: str, options: argparse.Namespace, overrides: Overrides
+    models: ModelCache,
+    model: str,
+    options: argparse.Namespace,
+    overrides: Overrides,
+    adapters: Sequence[Adapter] = (),
 ) -> list[Recipe]:
     prompts = models.registry.prompts(options.prompts)
-    return report.clip_recipes(models.registry, model, prompts, options.seeds, overrides)
+    given = prompts, options.seeds, overrides, adapters
+    return report.clip_recipes(models.registry, model, *given)
 
 
 def _sampling(options: argparse.Namespace) -> Overrides:

@@ -5,13 +5,17 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from pipelines.files import atomic_path
 from pipelines.generate import ModelCache
 from pipelines.overrides import Overrides
-from pipelines.recipe import Recipe
+from pipelines.recipe import Adapter, Recipe
 from pipelines.registry import Registry
+from trainers import drift
+from trainers.clip_score import ClipScorer
 from trainers.worlds.adherence import adherence
-from trainers.worlds.clips import cached_clips, sample_clips
+from trainers.worlds.clips import Clips, cached_clips, sample_clips
 from trainers.worlds.features import clip_features, frechet_distance
 from trainers.worlds.measure import (
     REFERENCE_SEED,
@@ -22,6 +26,7 @@ from trainers.worlds.measure import (
     summarise,
     verdicts,
 )
+from trainers.worlds.tiny_clip import rewards
 
 Row = dict[str, str | float]
 Columns = Mapping[str, tuple[str, str]]  # title -> name in a row, format
@@ -49,6 +54,16 @@ STUDENT_COLUMNS: Columns = {
     "denoise s/clip": ("denoise_sec", ".3f"),
 }
 SIZE_COLUMNS: Columns = {"size": ("size", ""), "frames": ("num_frames", "d"), **STUDENT_COLUMNS}
+IMAGE_COLUMNS: Columns = {
+    "model": ("student", ""),
+    "forwards": ("num_forwards", "d"),
+    "prompt accuracy": ("prompt_accuracy", ".3f"),
+    "seen": ("prompt_accuracy_seen", ".3f"),
+    "held out": ("prompt_accuracy_held_out", ".3f"),
+    "slot accuracy": ("slot_accuracy", ".3f"),
+    "first frame, dB": ("first_frame_db", ".1f"),
+    "denoise s/clip": ("denoise_sec", ".3f"),
+}
 GUIDANCE_COLUMNS: Columns = {
     "guidance": ("guidance_scale", "g"),
     "forwards": ("num_forwards", "d"),
@@ -56,6 +71,24 @@ GUIDANCE_COLUMNS: Columns = {
     "slot accuracy": ("slot_accuracy", ".3f"),
     "adherence": ("adherence", ".4f"),
     "Frechet": ("frechet", ".2f"),
+}
+LORA_ALPHA_COLUMNS: Columns = {
+    "alpha x": ("factor", "g"),
+    "prompt accuracy": ("prompt_accuracy", ".3f"),
+    "held out": ("prompt_accuracy_held_out", ".3f"),
+    "slot accuracy": ("slot_accuracy", ".3f"),
+    "tiny_clip": ("tiny_clip", ".3f"),
+    "exposure / start": ("exposure", ".3f"),
+    "saturation / start": ("saturation", ".3f"),
+    "clipped - start": ("clipped", "+.4f"),
+    "diversity / start": ("diversity", ".2f"),
+    "Frechet": ("frechet", ".2f"),
+}
+LORA_ALPHA_CURVES = {
+    "prompt_accuracy": "prompt accuracy",
+    "tiny_clip": "tiny_clip, the reward",
+    "exposure": "exposure / start",
+    "diversity": "diversity / start",
 }
 
 
@@ -65,9 +98,10 @@ def clip_recipes(
     prompts: Sequence[str],
     seeds: Sequence[int],
     overrides: Overrides,
+    adapters: Sequence[Adapter] = (),
 ) -> list[Recipe]:
     """One recipe a seed and prompt, seeds outermost. ValueError where the model cannot do it."""
-    recipe = registry.recipe(model, prompts[0], **overrides)
+    recipe = registry.recipe(model, prompts[0], adapters=adapters, **overrides)
     if problem := recipe.sampler.problem():
         raise ValueError(f"{model}: {problem}")
     return [
@@ -133,6 +167,43 @@ def guidance_rows(
             }
         )
     return rows
+
+
+def lora_alpha_rows(
+    models: ModelCache,
+    sweep: Mapping[float, Sequence[Recipe]],
+    scorer: ClipScorer,
+    cache: Path,
+) -> list[Row]:
+    """A row a factor of a LoRA's own alpha; ratios are to factor 0, the model under it."""
+    start = cached_clips(sweep[0.0], models, cache)
+    of_start = drift_figures(start)
+    rows: list[Row] = []
+    for factor, recipes in sweep.items():
+        clips = cached_clips(recipes, models, cache)
+        figures = drift_figures(clips)
+        rows.append(
+            {
+                "factor": factor,
+                **measure(clips, start),
+                "exposure": figures["luminance"] / of_start["luminance"],
+                "saturation": figures["saturation"] / of_start["saturation"],
+                "clipped": figures["clipped_share"] - of_start["clipped_share"],
+                "tiny_clip": float(rewards(scorer, clips).mean()),
+            }
+        )
+    return rows
+
+
+def drift_figures(clips: Clips) -> dict[str, float]:
+    """Means over all clips of brightness, saturation and the share of black and white pixels."""
+    video = torch.from_numpy(clips.videos).permute(0, 1, 4, 2, 3) / 255
+    measures = {
+        "luminance": drift.luminance,
+        "saturation": drift.saturation,
+        "clipped_share": drift.clipped_share,
+    }
+    return {name: float(figure(video).mean()) for name, figure in measures.items()}
 
 
 def markdown(rows: Sequence[Row], columns: Columns) -> str:

@@ -10,7 +10,9 @@ whole recipe.
 
 import argparse
 import copy
+import math
 import string
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,15 +24,20 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from torch import Tensor
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
-from pipelines.loading import load_components
-from trainers.data import write_prepared
+from pipelines.files import fingerprint
+from pipelines.image_condition import first_frame_latents
+from pipelines.loading import Components, load_components
+from pipelines.recipe import TEMPORAL_STRIDE
+from trainers import prepared
+from trainers.prepared import Sample, unpadded
 from trainers.worlds.shapes import all_captions, render, training_captions
 
 TEXT_LENGTH = 64
 TEXT_DIM = 128
+ENCODE_BATCH = 32
+CLIPS_PER_SHARD = 1024
 
 
 def build_tokenizer() -> T5Tokenizer:
@@ -94,6 +101,23 @@ def build_transformer() -> WanTransformer3DModel:
     )
 
 
+@torch.no_grad()
+def continue_images(transformer: WanTransformer3DModel) -> WanTransformer3DModel:
+    """The same network with room for a mask and an image: 16 + 4 + 16 channels for TinyWan.
+
+    The weights of the new channels are zero, so that it starts as what it was without an image.
+    """
+    num_channels = transformer.config.out_channels
+    in_channels = num_channels + TEMPORAL_STRIDE + num_channels
+    wide = WanTransformer3DModel.from_config({**transformer.config, "in_channels": in_channels})
+    weights = transformer.state_dict()
+    old, new = weights["patch_embedding.weight"], wide.patch_embedding.weight
+    weights["patch_embedding.weight"] = torch.zeros_like(new)
+    weights["patch_embedding.weight"][:, :num_channels] = old
+    wide.load_state_dict(weights)
+    return wide
+
+
 def build_pipeline(seed: int) -> WanPipeline:
     """All parts with weights drawn from the seed."""
     torch.manual_seed(seed)
@@ -141,27 +165,40 @@ def install(export: Path, folder: Path) -> None:
 
 @torch.no_grad()
 def prepare(model: Path, out: Path, num_clips: int) -> None:
-    """Renders training clips, encodes them with the model's VAE and writes a prepared data set."""
+    """Renders training clips and encodes them and their first frames with the model's VAE.
+
+    Goes on where it was ended.
+    """
     components = load_components(model, TEXT_LENGTH, "cpu", torch.float32)
-    captions = training_captions()
-    batch_size = 32
-
-    def samples() -> Iterator[tuple[str, Tensor, Tensor]]:
-        for first in range(0, num_clips, batch_size):
-            chosen = [captions[i % len(captions)] for i in range(first, first + batch_size)]
-            clips = [render(c, first + i) for i, c in enumerate(chosen)]
-            video = torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3)
-            with torch.autocast("cpu", torch.bfloat16):  # its rounding is far below any noise level
-                latents = components.encode(video).float()
-            for caption, latent in zip(chosen, latents, strict=True):
-                prompt_embeds = components.encode_prompt([str(caption)])[0]
-                num_tokens = int(prompt_embeds.abs().sum(-1).count_nonzero())
-                yield str(caption), latent.half(), prompt_embeds[:num_tokens].half()
-            print(f"encoded {first + batch_size} of {num_clips} clips", end="\r", flush=True)
-        print()
-
+    settings = {"model": str(model), "fps": 8, "num_clips": num_clips}
+    settings |= {"vae": fingerprint(model / "vae"), "text": components.text_fingerprint}
+    prepared.begin(out, settings)
+    num_shards = math.ceil(num_clips / CLIPS_PER_SHARD)
+    for number in range(num_shards):
+        first, end = number * CLIPS_PER_SHARD, min((number + 1) * CLIPS_PER_SHARD, num_clips)
+        if not prepared.has_shard(out, number):
+            prepared.write_shard(out, number, list(_encoded(components, first, end)))
+        print(f"encoded {end} of {num_clips} clips", end="\r", flush=True)
+    print()
     negative = components.encode_prompt([""])[0]
-    write_prepared(out, samples(), negative, TEXT_LENGTH)
+    prepared.finish(out, num_shards, negative, TEXT_LENGTH)
+
+
+def _encoded(components: Components, first: int, end: int) -> Iterator[Sample]:
+    """The rendered training clips from number `first` to before `end`."""
+    captions = training_captions()
+    for start in range(first, end, ENCODE_BATCH):
+        seeds = range(start, min(start + ENCODE_BATCH, end))
+        chosen = [captions[seed % len(captions)] for seed in seeds]
+        clips = [render(caption, seed) for caption, seed in zip(chosen, seeds, strict=True)]
+        video = torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3)
+        with torch.autocast("cpu", torch.bfloat16):  # its rounding is far below any noise level
+            latents = components.encode(video).half()
+        image_latents = first_frame_latents(video[:, 0], video.shape[1], components).half()
+        for caption, latent, image in zip(chosen, latents, image_latents, strict=True):
+            prompt_embeds = unpadded(components.encode_prompt([str(caption)])[0])
+            tensors = {"latents": latent, "prompt_embeds": prompt_embeds, "image_latents": image}
+            yield Sample(str(caption), tuple(latent.shape), tensors)
 
 
 def main() -> None:
@@ -171,6 +208,9 @@ def main() -> None:
     command = commands.add_parser("init", help="write an untrained TinyWan")
     command.add_argument("folder", type=Path)
     command.add_argument("--seed", type=int, default=0)
+    command = commands.add_parser("init-i2v", help="write an untrained image-to-video sibling")
+    command.add_argument("model", type=Path)
+    command.add_argument("folder", type=Path)
     command = commands.add_parser("install", help="put a run's export into a model folder")
     command.add_argument("export", type=Path)
     command.add_argument("folder", type=Path)
@@ -181,10 +221,17 @@ def main() -> None:
     options = parser.parse_args()
     if options.command == "init":
         build_pipeline(options.seed).save_pretrained(options.folder)
+    elif options.command == "init-i2v":
+        trained = WanTransformer3DModel.from_pretrained(options.model / "transformer")
+        continue_images(trained).half().save_pretrained(options.folder / "transformer")
     elif options.command == "install":
         install(options.export, options.folder)
     else:
-        prepare(options.model, options.out, options.num_clips)
+        try:
+            prepare(options.model, options.out, options.num_clips)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
 
 
 if __name__ == "__main__":
