@@ -6,6 +6,10 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import gradio as gr
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -35,6 +39,9 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--device", action="append", default=[], help="cuda:0, cpu, ...; default: every GPU"
     )
+    parser.add_argument(
+        "--memory", default="plain", help="plain, fit (to the device), or NAME=VALUE,..."
+    )
     return parser.parse_args(words)
 
 
@@ -47,6 +54,9 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{option} lets other people run this machine; protect it with --auth USER:PASSWORD"
         )
+    from pipelines.memory_settings import parse_memory
+
+    arguments.memory = parse_memory(arguments.memory)
     family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -92,38 +102,21 @@ def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> Non
     from studio.studio import Studio
     from studio.supervisor import Supervisor
     from studio.training import Training
-    from studio.ui import STYLES, build_page, theme
+    from studio.ui import build_page
     from studio.workers import Workers
 
-    studio = Studio(data, registry, arguments.viewer)
+    studio = Studio(data, registry, arguments.viewer, arguments.memory)
     devices = arguments.device or default_devices()
-    workers = None if studio.viewer else Workers(studio.store, data, models, devices)
-    served = [data / "clips", data / "exports", *([] if studio.viewer else [RUNS])]
-    if workers is not None:
-        studio.training = Training(registry, Methods(data), Supervisor(RUNS, workers))
+    workers: Workers | None = None
+    served = [data / "clips", data / "exports", data / "images", *([] if studio.viewer else [RUNS])]
+    if not studio.viewer:
+        workers = Workers(studio.store, data, models, devices, studio.memory)
+        runs = Supervisor(RUNS, workers)
+        studio.training = Training(registry, Methods(data), runs, (data,))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that `finally` runs
     page = build_page(studio, devices)
-    page.queue(
-        max_size=64, default_concurrency_limit=8
-    )  # events are short; jobs queue in the store
     try:
-        page.launch(
-            server_name=arguments.host,
-            server_port=arguments.port,
-            share=arguments.share,
-            auth=tuple(arguments.auth.split(":", 1)) if arguments.auth else None,
-            theme=theme(),
-            css_paths=list(STYLES),
-            allowed_paths=[str(folder) for folder in served],
-            footer_links=["api", "settings"],
-            max_file_size="512mb",
-            mcp_server=False,
-            ssr_mode=False,
-            run_history=False,
-            enable_monitoring=False,
-            show_error=True,
-            prevent_thread_lock=True,
-        )
+        listen(page, arguments, served)
         if workers is not None:  # only now: loading a model would slow down the first page
             studio.index_clips()
             studio.training.supervisor.start()  # first: it knows which devices runs still use
@@ -133,6 +126,30 @@ def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> Non
         if workers is not None:
             studio.training.close()
             workers.stop()
+
+
+def listen(page: "gr.Blocks", arguments: argparse.Namespace, served: list[Path]) -> None:
+    """Opens the address; files below `served` can be fetched from it."""
+    from studio.ui import STYLES, theme
+
+    page.queue(max_size=64, default_concurrency_limit=8)  # events are short; the store queues jobs
+    page.launch(
+        server_name=arguments.host,
+        server_port=arguments.port,
+        share=arguments.share,
+        auth=tuple(arguments.auth.split(":", 1)) if arguments.auth else None,
+        theme=theme(),
+        css_paths=list(STYLES),
+        allowed_paths=[str(folder) for folder in served],
+        footer_links=["api", "settings"],
+        max_file_size="512mb",
+        mcp_server=False,
+        ssr_mode=False,
+        run_history=False,
+        enable_monitoring=False,
+        show_error=True,
+        prevent_thread_lock=True,
+    )
 
 
 if __name__ == "__main__":

@@ -14,10 +14,13 @@ from studio.variants import Variant
 def register(studio: Studio) -> None:
     """Adds the endpoints to the page that is being built."""
 
-    def submit_compare(prompt: str, variants: list[dict[str, Any]]) -> str:
-        """Queues one clip for each variant (its fields: `Variant`); returns the comparison's id."""
+    def submit_compare(prompt: str, variants: list[dict[str, Any]], image: str = "") -> str:
+        """Queues one clip for each variant (its fields: `Variant`); returns the comparison's id.
+
+        `image` is what add_image returned, for models that take one.
+        """
         with _complaints():
-            return studio.submit([Variant.model_validate(v) for v in variants], prompt)
+            return studio.submit([Variant.model_validate(v) for v in variants], prompt, image)
 
     def job_status(comparison: str) -> dict[str, Any]:
         """State, progress, metrics and link of every clip of a comparison."""
@@ -38,6 +41,7 @@ def register(studio: Studio) -> None:
                 "title": entry.preset.title,
                 "kind": entry.preset.kind,
                 "available": entry.missing is None,
+                "takes_image": entry.preset.takes_image,
                 "sampler": entry.preset.sampler.model_dump(),
             }
             for name, entry in studio.registry.models().items()

@@ -13,7 +13,8 @@ from gradio.components import Component
 from pydantic import ValidationError
 
 from pipelines.recipe import explain
-from studio.variants import SHARED_FIELDS, Variant
+from studio.first_frame import FirstFrame
+from studio.variants import LORA_FIELDS, SHARED_FIELDS, Variant
 
 NO_LORA = ""
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -34,6 +35,7 @@ class Form:
     """Everything that Generate reads."""
 
     prompt: gr.Textbox
+    first_frame: FirstFrame
     shared: dict[str, Component]  # by name in SHARED_FIELDS
     locks: gr.CheckboxGroup
     num_variants: gr.State
@@ -47,7 +49,17 @@ class Form:
     def inputs(self) -> list[Component]:
         """All components, in the order that `read` expects."""
         panels = [component for panel in self.panels for component in panel.fields.values()]
-        return [self.prompt, self.locks, self.num_variants, *self.shared.values(), *panels]
+        texts = [self.prompt, self.first_frame.name]
+        return [*texts, self.locks, self.num_variants, *self.shared.values(), *panels]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Everything that a handler may fill."""
+        return [*self.inputs, *self.columns, self.first_frame.image, self.first_frame.row]
+
+    def image_name(self, values: Sequence[Any]) -> str:
+        """The image among values as `read` expects them; empty where there is none."""
+        return str(values[self.inputs.index(self.first_frame.name)] or "")
 
     def read(self, values: Sequence[Any]) -> tuple[str, list[Variant]]:
         """Prompt and visible variants. ValueError where a field has a value it cannot have."""
@@ -81,15 +93,21 @@ class Form:
     def panel_filled(
         self, panel: Panel, values: Mapping[str, Any], locks: Sequence[str]
     ) -> Updates:
-        """Updates for one panel from the values of a `Variant`."""
+        """Updates for one panel from the values of a `Variant`.
+
+        A LoRA's own fields show when it is chosen, and then room for another one.
+        """
         updates: Updates = {}
+        needs = {strength: lora for lora, strength in LORA_FIELDS} | {"lora_alpha": "lora"}
+        loras = [lora for lora, _ in LORA_FIELDS]
+        needs |= dict(zip(loras[1:], loras, strict=False))
         for name, value in values.items():
             visible = {}
             if name in SHARED_FIELDS:
                 visible["visible"] = name not in locks
-            elif name in ("lora_alpha", "strength"):
-                visible["visible"] = bool(values["lora"])
-            elif name == "lora":
+            elif name in needs:
+                visible["visible"] = bool(values[needs[name]])
+            if name in loras:
                 value = value or NO_LORA
             updates[panel.fields[name]] = gr.update(value=value, **visible)
         return updates

@@ -8,12 +8,14 @@ from pathlib import Path
 from pipelines.recipe import Strict
 from studio.devices import visible_gpus
 from studio.runfiles import CONFIG
+from studio.slurm import Allocation, sbatch_command
 
 
 class Launch(Strict):
     """The contents of launch.json."""
 
-    devices: tuple[str, ...]
+    devices: tuple[str, ...]  # of this machine; none for a run in Slurm
+    slurm: Allocation | None = None
     command: tuple[str, ...]
     environment: dict[str, str] = {}  # on top of the studio's own
     after: str | None = None  # the run that has to be finished first
@@ -24,11 +26,25 @@ class Launch(Strict):
         return " ".join([*variables, shlex.join(self.command)])
 
 
-def build_launch(run_dir: Path, devices: Sequence[str], after: str | None = None) -> Launch:
+Devices = Sequence[str] | Allocation  # names of devices of this machine, or what to ask of Slurm
+
+
+def num_ranks(devices: Devices) -> int:
+    """Training processes in all."""
+    return devices.num_ranks if isinstance(devices, Allocation) else len(devices)
+
+
+def build_launch(run_dir: Path, devices: Devices, after: str | None = None) -> Launch:
     """One rank for each device: `cuda:0` and so on, or `cpu`, which may be named several times.
 
     Writes nothing. ValueError where the devices cannot be used together or are not here.
     """
+    if isinstance(devices, Allocation):
+        command = sbatch_command(run_dir, devices)
+        environment = {"PYTHONUNBUFFERED": "1"}
+        return Launch(
+            devices=(), slurm=devices, command=command, environment=environment, after=after
+        )
     launcher = [sys.executable]
     if len(devices) > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone"]

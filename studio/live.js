@@ -6,8 +6,9 @@ const root = element.querySelector(".live");
 const note = element.querySelector(".live-note");
 let asked = null; // run and action that wait for their second click
 let timer = null;
+let picked = []; // up to two samples, in the order of their clicks
 
-const keyOf = (button) => `${button.dataset.run}/${button.dataset.do}`;
+const keyOf = (button) => `${button.dataset.run}/${button.dataset.do}/${button.dataset.sample ?? ""}`;
 
 function patch(html) {
   const template = document.createElement("template");
@@ -23,6 +24,7 @@ function patch(html) {
   const focused = root.contains(document.activeElement) ? keyOf(document.activeElement) : null;
   root.replaceChildren(...next);
   showAsked();
+  showPicked();
   if (focused) [...root.querySelectorAll("[data-do]")].find((button) => keyOf(button) === focused)?.focus();
 }
 
@@ -32,6 +34,21 @@ function showAsked() {
     button.textContent = keyOf(button) === asked ? button.dataset.confirm : button.dataset.text;
     button.classList.toggle("asked", keyOf(button) === asked);
   }
+}
+
+function showPicked() {
+  for (const button of root.querySelectorAll("[data-sample]")) {
+    const place = picked.indexOf(button.dataset.sample);
+    button.setAttribute("aria-pressed", String(place >= 0));
+    button.dataset.label = place >= 0 ? "AB"[place] : "";
+  }
+}
+
+function pick(button) {
+  const sample = button.dataset.sample;
+  picked = picked.includes(sample) ? picked.filter((other) => other !== sample) : [...picked, sample].slice(-2);
+  showPicked();
+  if (picked.length === 2) trigger("pair", { samples: picked });
 }
 
 async function refresh() {
@@ -48,7 +65,7 @@ async function refresh() {
 }
 
 function playRow(button) {
-  const videos = [...button.parentElement.querySelectorAll("video")];
+  const videos = [...button.closest(".sample-row").querySelectorAll("video")];
   const paused = videos.every((video) => video.paused);
   for (const video of videos) {
     video.currentTime = 0;
@@ -65,7 +82,8 @@ async function act(button) {
   }
   asked = null;
   button.disabled = true;
-  const answer = await server.act([button.dataset.run, button.dataset.do]);
+  const field = button.closest(".keep")?.querySelector("input"); // a name, for what is kept
+  const answer = await server.act([button.dataset.run, button.dataset.do, field ? field.value : ""]);
   button.disabled = false;
   note.textContent = answer.error || answer.note || "";
   note.classList.toggle("problem", Boolean(answer.error));
@@ -79,11 +97,13 @@ root.addEventListener("click", (event) => {
   if (!button) return;
   if (button.dataset.do === "open") trigger("open", { run: button.dataset.run });
   else if (button.dataset.do === "play") playRow(button);
+  else if (button.dataset.do === "pick") pick(button);
   else act(button);
 });
 
 watch("value", () => {
   note.textContent = "";
+  picked = [];
   refresh();
 });
 refresh();

@@ -26,19 +26,22 @@ LOG = """
 """
 
 Show = Callable[[str], str]
-Act = Callable[[str, str], dict[str, Any]]
+Act = Callable[[str, str, str], dict[str, Any]]
 
 
 def draw_live(show: Show, act: Act, elem_id: str) -> gr.HTML:
-    """HTML whose value is the name of a run, or nothing. `show` makes it, `act` does a click."""
+    """HTML whose value is the name of a run, or nothing. `show` makes it, `act` does a click.
+
+    `act` gets the run, the action and the text of the field that belongs to the button, if any.
+    """
 
     def shown(name: Any) -> str:
         answer = answered(lambda: {"html": show(name)})
         return str(answer.get("html", f'<p data-key="error">{escape(answer.get("error", ""))}</p>'))
 
     def acted(asked: Any) -> dict[str, Any]:
-        name, action = asked
-        return answered(lambda: act(name, action))
+        name, action, text = asked
+        return answered(lambda: act(name, action, str(text)))
 
     shown.__name__, acted.__name__ = "show", "act"  # what live.js calls
     return draw_scripted("live.js", LIVE, [shown, acted], elem_id)

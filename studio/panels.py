@@ -1,7 +1,7 @@
 """Draws the form of Compare: prompt, what all variants share, and the panels."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import gradio as gr
@@ -9,8 +9,11 @@ from gradio.components import Component
 
 from pipelines.recipe import SamplerName
 from pipelines.registry import ModelEntry, Registry
+from studio.first_frame import draw_first_frame
 from studio.forms import NO_LORA, PRIVATE, Form, Panel, field_id
-from studio.variants import LABELS, SHARED_FIELDS, Variant, lora_name, own_variant
+from studio.images import Example
+from studio.lora_hints import NO_HINT
+from studio.variants import LABELS, LORA_FIELDS, SHARED_FIELDS, Variant, lora_name, own_variant
 
 MIN_VARIANTS = 2
 FEW_STEPS = 4  # what B starts with: the question that this studio is about
@@ -18,11 +21,13 @@ MAX_SEED = 2**32 - 1
 LOCK_CHOICES = [("Seed", "seed"), ("Size", "size"), ("Frames", "num_frames")]
 
 
-def draw_form(registry: Registry, first_model: str) -> Form:
+def draw_form(registry: Registry, first_model: str, examples: Sequence[Example]) -> Form:
     """Everything that Generate reads: A as the model itself wants it, B the same in few steps."""
     first = own_variant(registry, first_model)
     few = first.model_copy(update={"num_inference_steps": FEW_STEPS})
     prompt = _draw_prompt(registry)
+    takes_image = registry.entry(first_model).preset.takes_image
+    first_frame = draw_first_frame(examples, takes_image)
     with gr.Row(elem_id="shared"):
         new_seed = gr.Button("New seed", elem_id="new-seed", render=False)
         shared = {
@@ -50,7 +55,7 @@ def draw_form(registry: Registry, first_model: str) -> Form:
             for index, label in enumerate(LABELS)
         )
     new_seed.click(lambda: random.randint(0, MAX_SEED), outputs=shared["seed"], **PRIVATE)
-    return Form(prompt, shared, locks, num_variants, panels)
+    return Form(prompt, first_frame, shared, locks, num_variants, panels)
 
 
 def _draw_prompt(registry: Registry) -> gr.Textbox:
@@ -123,17 +128,8 @@ def draw_panel(registry: Registry, label: str, variant: Variant, visible: bool) 
             "model": gr.Dropdown(
                 model_choices(registry), value=variant.model, label="Model", **field("model")
             ),
-            "lora": gr.Dropdown(
-                lora_choices(registry),
-                value=NO_LORA,
-                label="LoRA",
-                info="A small file that changes the model",
-                visible=bool(registry.loras()),
-                **field("lora"),
-            ),
         }
-        with gr.Row():
-            fields |= _draw_lora_fields(field)
+        fields |= _draw_lora_fields(registry, field)
         with gr.Row():
             fields |= _draw_sampler_fields(variant, field)
         with gr.Row():
@@ -143,21 +139,25 @@ def draw_panel(registry: Registry, label: str, variant: Variant, visible: bool) 
     return Panel(label, column, {name: fields[name] for name in Variant.model_fields})
 
 
-def _draw_lora_fields(field: Callable[[str], dict[str, Any]]) -> dict[str, Component]:
-    alpha_info = "Empty: the file's own"
-    return {
-        "strength": gr.Number(
-            1.0,
-            label="Strength",
-            info="Multiplies the LoRA",
-            step=0.1,
-            visible=False,
-            **field("strength"),
-        ),
-        "lora_alpha": gr.Number(
-            None, label="lora_alpha", info=alpha_info, visible=False, **field("lora_alpha")
-        ),
-    }
+def _draw_lora_fields(
+    registry: Registry, field: Callable[[str], dict[str, Any]]
+) -> dict[str, Component]:
+    """The first LoRA; the others show when the one before is chosen."""
+    choices = lora_choices(registry)
+    number = {"visible": False, "step": 0.1}
+    alpha = {"label": "lora_alpha", "info": "Empty: the file's own"}
+    fields: dict[str, Component] = {}
+    for index, (lora, strength) in enumerate(LORA_FIELDS):
+        label, shown = ("LoRA", len(choices) > 1) if index == 0 else ("Another LoRA", False)
+        fields[lora] = gr.Dropdown(
+            choices, value=NO_LORA, label=label, info=NO_HINT, visible=shown, **field(lora)
+        )
+        fields[strength] = gr.Number(
+            1.0, label="Strength", info="Multiplies the LoRA", **number, **field(strength)
+        )
+        if index == 0:
+            fields["lora_alpha"] = gr.Number(None, visible=False, **alpha, **field("lora_alpha"))
+    return fields
 
 
 def _draw_sampler_fields(

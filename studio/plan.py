@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +32,10 @@ class Plan:
     step_sec: tuple[tuple[str, float], ...]
 
 
-def make_plan(tree: Mapping[str, Any], devices: Sequence[str]) -> Plan:
+def make_plan(tree: Mapping[str, Any], num_ranks: int) -> Plan:
     """Runs the dry run. ValueError with the trainer's own sentence where it refuses."""
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        yaml.safe_dump(spread(tree, len(devices)), file)
+        yaml.safe_dump(spread(tree, num_ranks), file)
         file.flush()
         command = [sys.executable, "-m", "trainers", file.name, "--dry-run"]
         try:
@@ -50,12 +50,12 @@ def make_plan(tree: Mapping[str, Any], devices: Sequence[str]) -> Plan:
     return read_plan(ended.stdout)
 
 
-def spread(tree: Mapping[str, Any], num_devices: int) -> dict[str, Any]:
+def spread(tree: Mapping[str, Any], num_ranks: int) -> dict[str, Any]:
     """The tree with the number of ranks written out, as the dry run has no torchrun to ask."""
     parallel = dict(tree["parallel"])
     if parallel["shard"] is None:
         used = parallel["replicate"] * parallel["context"]
-        parallel["shard"] = max(1, num_devices // used)
+        parallel["shard"] = max(1, num_ranks // used)
     return {**tree, "parallel": parallel}
 
 
@@ -75,7 +75,7 @@ def read_plan(text: str) -> Plan:
     return Plan(tuple(groups), tuple(seconds))
 
 
-def advice(tree: Mapping[str, Any], num_devices: int, width: int) -> list[str]:
+def advice(tree: Mapping[str, Any], num_ranks: int, width: int) -> list[str]:
     """What others' runs say against these settings, each with its reason.
 
     `width` is that of the model's own videos in pixels. Forbids nothing.
@@ -88,7 +88,7 @@ def advice(tree: Mapping[str, Any], num_devices: int, width: int) -> list[str]:
             f"Learning rate {rate:g} for all weights: published DMD runs of Wan use 2e-6, because "
             "above 1e-5 the student leaves the teacher's colours within some hundred steps."
         )
-    batch = tree["data"].get("batch_size", 1) * tree["accumulation_steps"] * num_devices
+    batch = tree["data"].get("batch_size", 1) * tree["accumulation_steps"] * num_ranks
     if critic is not None and critic["lora"] is not None and batch < SMALL_BATCH:
         found.append(
             f"{batch} samples a step for a LoRA critic: with so few it lags behind the student and "

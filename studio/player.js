@@ -45,12 +45,15 @@ function openComparison(next) {
   solo = null;
   setView("grid");
   note("");
-  const address = new URL(window.location);
-  address.searchParams.set("v", next.id);
-  window.history.replaceState(null, "", address);
+  if (!next.samples) {
+    const address = new URL(window.location);
+    address.searchParams.set("v", next.id);
+    window.history.replaceState(null, "", address);
+  }
   find(".player-prompt").textContent = next.cells[0].prompt;
   sizeLike(root, next.cells[0]); // for the wipe, which is as wide as A
   root.classList.toggle("player-viewer", next.viewer);
+  root.classList.toggle("player-samples", Boolean(next.samples)); // of a run: not in the store
   tiles.replaceChildren(...next.cells.map(makeTile));
 }
 

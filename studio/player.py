@@ -17,7 +17,7 @@ SCRIPTS = (FOLDER / "player_tiles.js", FOLDER / "player.js")  # in this order, i
 STYLE = FOLDER / "player.css"
 
 
-def draw_player(studio: Studio) -> gr.HTML:
+def draw_player(studio: Studio, elem_id: str = "player") -> gr.HTML:
     """Not a subclass: for those Gradio writes a stub file beside the module."""
     return gr.HTML(
         value=None,
@@ -25,7 +25,7 @@ def draw_player(studio: Studio) -> gr.HTML:
         js_on_load="".join(script.read_text(encoding="utf-8") for script in SCRIPTS),
         apply_default_css=False,
         server_functions=_server_functions(studio),
-        elem_id="player",
+        elem_id=elem_id,
     )
 
 

@@ -28,9 +28,16 @@ function makeTile(cell) {
   const title = make("span", "player-title", cell.title);
   title.title = cell.detail;
   head.append(letter, title);
+  if (cell.image) head.append(makeFirstFrame(cell));
   tile.append(head, make("div", "player-frame-box"), make("dl", "player-metrics"));
   tile.append(make("p", "player-detail", cell.detail));
   return tile;
+}
+
+function makeFirstFrame(cell) {
+  const image = make("img", "player-first-frame");
+  Object.assign(image, { src: cell.image, alt: "The image it starts from", title: "The image it starts from" });
+  return image;
 }
 
 function sizeLike(node, cell) {

@@ -1,11 +1,12 @@
 """Processes that outlive the one that started them: which one it is, whether it lives, its end.
 
-An id alone names no process, as ids are given out again; with the time of its making and the boot
-it does. Everything that a run starts carries the run's mark in its environment, which children
-inherit: so the whole tree is found even when parents in it are gone. (torchrun gives every rank a
-session of its own, and its ranks outlive it.)
+An id alone names no process, as ids are given out again; with the machine, the boot and the time of
+its making it does. Everything that a run starts carries the run's mark in its environment, which
+children inherit: so the whole tree is found even when parents in it are gone. (torchrun gives every
+rank a session of its own, and its ranks outlive it.)
 """
 
+import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,14 +22,20 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def identity() -> dict[str, Any]:
-    """This process beyond doubt: `pid`, `create_time` in seconds after the boot, `boot_id`."""
+    """This process: `host`, `boot_id`, `pid`, and `create_time` in seconds after the boot."""
     process = psutil.Process()
-    return {"pid": process.pid, "create_time": _create_time(process), "boot_id": boot_id()}
+    made = {"pid": process.pid, "create_time": _create_time(process), "boot_id": boot_id()}
+    return made | {"host": socket.gethostname()}
+
+
+def is_elsewhere(record: Mapping[str, Any]) -> bool:
+    """Whether another machine, which shares the folder, wrote this down: it knows the process."""
+    return bool(record.get("host", socket.gethostname()) != socket.gethostname())
 
 
 def find(record: Mapping[str, Any]) -> psutil.Process | None:
-    """The process of an `identity`, None where it has ended."""
-    if record["boot_id"] != boot_id():
+    """The process of an `identity`, None where it has ended or is on another machine."""
+    if is_elsewhere(record) or record["boot_id"] != boot_id():
         return None
     process = _living(record["pid"])
     same = process and abs(_create_time(process) - record["create_time"]) < SLACK_SEC

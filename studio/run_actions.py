@@ -3,20 +3,24 @@
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.recipe import Recipe
 from pipelines.registry import ROOT
-from studio import run_html, run_view
+from pipelines.video import read_recipe
+from studio import keeping, run_html, run_view
 from studio.runfiles import CONFIG, LOG
 from studio.runs import Run, read_tree
 from studio.schema_values import whole_tree
 from studio.studio import Studio
 from studio.training import Training
-from studio.variants import own_variant
+from studio.variants import LABELS, own_variant
 
 EXPORTING = threading.Lock()  # each export holds a whole model in memory
+CURVES = ROOT / "assets" / "curves"  # of the runs whose students ship, by preset
+SHIPPED = "shipped "  # before a preset's name, where runs are listed too
 NOTES = {
     "save": "It saves after this step.",
     "sample": "It draws after this step.",
@@ -58,20 +62,62 @@ class RunActions:
 
     def differences(self, name: str, preset: str | None, run: str | None) -> str:
         """As HTML; the preset with its defaults filled in."""
-        method = self.supervisor.run(name).method
         here = read_tree(self.supervisor.run(name).folder)
         if run is not None:
             there = read_tree(self.supervisor.run(run).folder)
         else:
-            schema = self.training.methods.schemas()[method]
-            there = whole_tree(schema, schema, self.training.preset(method, preset or ""))
-            there["name"] = here.get("name")  # every run has its own
+            there = self.whole_preset(name, preset or "")
         return run_html.differences(run_view.difference(here, there), run or f"preset {preset}")
+
+    def whole_preset(self, name: str, preset: str) -> dict[str, Any]:
+        """A preset of a run's method, with all defaults and the run's own name."""
+        method = self.supervisor.run(name).method
+        schema = self.training.methods.schemas()[method]
+        tree = whole_tree(schema, schema, self.training.preset(method, preset))
+        return tree | {"name": read_tree(self.supervisor.run(name).folder).get("name")}
+
+    def nearest_preset(self, name: str, known: Sequence[str]) -> str | None:
+        """The one of these presets that a run's settings differ from least."""
+        here = read_tree(self.supervisor.run(name).folder)
+
+        def distance(preset: str) -> int:
+            return len(run_view.difference(here, self.whole_preset(name, preset)))
+
+        return min(known, key=distance, default=None)
+
+    def shipped_curves(self, name: str) -> list[str]:
+        """Presets of a run's method whose own run is known; the nearest one first."""
+        presets = self.training.presets(self.supervisor.run(name).method)
+        known = [preset for preset in presets if (CURVES / preset).is_dir()]
+        nearest = self.nearest_preset(name, known)
+        return sorted(known, key=lambda preset: preset != nearest)
+
+    def curve(self, name: str, figure: str, smoothing: float) -> run_view.Curve:
+        """Of a run, or of the shipped run of a preset."""
+        preset = name.removeprefix(SHIPPED)
+        if name.startswith(SHIPPED) and preset in {each.name for each in CURVES.iterdir()}:
+            return run_view.curve(CURVES / preset, figure, smoothing)
+        return run_view.curve(self.supervisor.run(name).folder, figure, smoothing)
+
+    def pair(self, name: str, samples: Sequence[str]) -> dict[str, Any]:
+        """Two samples of a run for the player. ValueError where one is not there."""
+        run = self.supervisor.run(name)
+        cells: list[dict[str, Any]] = []
+        for label, wanted in zip(LABELS, list(samples)[:2], strict=False):
+            title, path = find_sample(run, wanted)
+            cells.append(sample_cell(label, title, path, read_recipe(path)))
+        if len({cell["prompt"] for cell in cells}) > 1:
+            cells = [cell | {"title": f"{cell['title']}: {cell['prompt']}"} for cell in cells]
+        made = " ".join(cell["url"] for cell in cells)
+        return {"id": made, "viewer": False, "samples": True, "cells": cells}
 
     # Doing
 
-    def act(self, name: str, action: str) -> dict[str, Any]:
-        """What a button does; the answer says what live.js is to do next."""
+    def act(self, name: str, action: str, text: str = "") -> dict[str, Any]:
+        """What a button does; the answer says what live.js is to do next.
+
+        `text` is what the user wrote beside the button.
+        """
         self.studio.require_maker()
         does = self.supervisor
         actions: dict[str, Callable[[], dict[str, Any] | None]] = {
@@ -85,16 +131,18 @@ class RunActions:
             "unqueue": lambda: does.unqueue(name),
             "delete": lambda: self.delete(name),
             "compare": lambda: {"link": f"?v={self.compare(name, step)}"},
+            "keep": lambda: self.keep(name, step, text),
         }
         verb, _, step = str(action).partition("@")  # compare@300 is of the checkpoint at step 300
-        if verb not in actions or (step and verb != "compare"):
+        if verb not in actions or (step and verb not in ("compare", "keep")):
             raise ValueError(f"action: there is no action {str(action)[:40]!r}; reload the page")
         return actions[verb]() or {"note": NOTES.get(verb, "")}
 
     def resume(self, name: str) -> None:
-        """On the devices that it had; a run from a shell gets the first device of this machine."""
-        had = self.supervisor.run(name).devices
-        self.supervisor.resume(name, None if had else self.training.devices()[:1])
+        """Where it was; a run from a shell gets the first device of this machine."""
+        run = self.supervisor.run(name)
+        known = run.devices or run.slurm
+        self.supervisor.resume(name, None if known else self.training.devices()[:1])
 
     def delete(self, name: str) -> dict[str, Any]:
         self.supervisor.delete(name)
@@ -106,16 +154,59 @@ class RunActions:
         The student is the one the run exported, or that of the checkpoint at a step.
         """
         run = self.supervisor.run(name)
-        export = export_checkpoint(run, step) if step else run.folder / "export"
-        if not export.is_dir():
-            raise ValueError(f"run: {name} has no export yet; a run exports when it is finished")
+        export = exported(run, step)
         registry = self.training.registry
         student = registry.entry(str(export))
         models = [student.base or run.model, student.preset.name]
+        variants = [own_variant(registry, model) for model in models]
         validation = read_tree(run.folder).get("validation") or {}
-        first_list = registry.prompt_lists()[0]
-        prompt = (validation.get("prompts") or registry.prompts(first_list))[0]
-        return self.studio.submit([own_variant(registry, model) for model in models], prompt)
+        if not self.studio.takes_image(models):
+            first_list = registry.prompt_lists()[0]
+            prompt = (validation.get("prompts") or registry.prompts(first_list))[0]
+            return self.studio.submit(variants, prompt)
+        if validation.get("images"):
+            image = self.studio.add_image(str(ROOT / validation["images"][0]))
+            return self.studio.submit(variants, validation["prompts"][0], image)
+        example = self.studio.images.examples()[0]
+        return self.studio.submit(variants, example.prompt, example.name)
+
+    def keep(self, name: str, step: str, model: str) -> dict[str, Any]:
+        """Makes a model of a run's student, or of that of the checkpoint at a step."""
+        run = self.supervisor.run(name)
+        keeping.require_free(self.training.registry, model)
+        keeping.keep(self.training.registry, exported(run, step), run.folder / CONFIG, model)
+        return {"note": f"{model} is a model now: a choice in Compare, also without this run."}
+
+
+def find_sample(run: Run, wanted: str) -> tuple[str, Path]:
+    """A row's title and the file, by FOLDER/NAME. ValueError where there is none."""
+    for row in run_view.samples(run.folder):
+        for path in row.videos.values():
+            if f"{path.parent.name}/{path.stem}" == wanted:
+                return row.title, path
+    raise ValueError(f"sample: {run.name} has no sample {str(wanted)[:60]!r}; reload the page")
+
+
+def sample_cell(label: str, title: str, path: Path, recipe: Recipe) -> dict[str, Any]:
+    """A sample as the player takes it."""
+    shape = ("prompt", "width", "height", "fps", "num_frames")
+    return {name: getattr(recipe, name) for name in shape} | {
+        "label": label,
+        "title": title,
+        "detail": f"seed {recipe.seed}, {recipe.num_forwards} forwards",
+        "state": "finished",
+        "url": run_html.video_link(path),
+        "metrics": [],
+        "notes": "",
+    }
+
+
+def exported(run: Run, step: str) -> Path:
+    """The folder of a run's student, or of that of a checkpoint. ValueError where none is there."""
+    export = export_checkpoint(run, step) if step else run.folder / "export"
+    if not export.is_dir():
+        raise ValueError(f"run: {run.name} has no export yet; a run exports when it is finished")
+    return export
 
 
 def export_checkpoint(run: Run, step: str) -> Path:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from studio import run_view
 from studio.html import escape
-from studio.runs import ALIVE, Run, read_launch, read_tree
+from studio.runs import ALIVE, PREPARE, Run, read_launch, read_tree
 from studio.studio import FILE_ROUTE
 from studio.training import value_at
 
@@ -44,15 +44,20 @@ def run_list(runs: Sequence[Run]) -> str:
 def row(run: Run) -> str:
     name = escape(run.name)
     step = f"{run.step:,} / {run.num_steps:,}" if run.num_steps else ""
-    device = ", ".join(run.devices) or "shell"
     return (
         f'<button type="button" class="run-open" data-do="open" data-run="{name}">{name}</button>'
         f'<span class="run-method">{escape(run.method)}</span>{state(run)}'
         f'<span class="run-step">{step}{bar(run)}</span>'
-        f'<span class="run-eta">{when(run)}</span><span class="run-device">{escape(device)}</span>'
+        f'<span class="run-eta">{when(run)}</span>'
+        f'<span class="run-device">{escape(place(run))}</span>'
         f"{spark(run_view.spark(run.folder))}"
         f'<span class="run-buttons">{queue_buttons(run)}</span>{reason(run)}'
     )
+
+
+def place(run: Run) -> str:
+    """Where it trains."""
+    return str(run.slurm) if run.slurm else ", ".join(run.devices) or "from a shell"
 
 
 def state(run: Run) -> str:
@@ -133,7 +138,8 @@ def actions(run: Run) -> str:
     found = []
     if run.state in ALIVE:
         if run.state != "stopping":
-            found.append(button(run, "save", "Save now"))
+            if run.method != PREPARE:  # which saves all the time
+                found.append(button(run, "save", "Save now"))
             if read_tree(run.folder).get("validation"):
                 found.append(button(run, "sample", "Draw samples now"))
             found.append(button(run, "stop", "Stop after this step"))
@@ -142,7 +148,8 @@ def actions(run: Run) -> str:
         found.append(queue_buttons(run))
     elif run.state != "finished":
         found.append(button(run, "resume", "Resume"))
-    found.append(f'<a class="button" href="?train={quote(run.name)}">Clone</a>')
+    if run.method != PREPARE:
+        found.append(f'<a class="button" href="?train={quote(run.name)}">Clone</a>')
     if run.state not in ALIVE:
         found.append(button(run, "delete", "Delete", "Move to the trash?"))
     return "".join(found)
@@ -154,7 +161,7 @@ def overview(run: Run) -> str:
     lines = [
         ("Method", run.method),
         ("Model", run.model),
-        ("Devices", ", ".join(run.devices) or "started from a shell"),
+        ("Where", place(run)),
         ("Started", moment(run.started) if run.started else "not yet"),
         ("Ended", moment(run.ended) if run.ended else ""),
     ]
@@ -200,10 +207,11 @@ def samples(run: Run) -> str:
     names = list(dict.fromkeys(name for each in rows for name in each.videos))
     prompts = value_at(read_tree(run.folder), ("validation", "prompts")) or []
     heads = "".join(f"<span>{escape(column_title(name, prompts))}</span>" for name in names)
-    parts = [block("head", f"<span></span>{heads}", "sample-row sample-head")]
+    hint = "<p>Choose two videos to see them side by side, in step.</p>"
+    parts = [block("hint", hint), block("head", f"<span></span>{heads}", "sample-row sample-head")]
     for each in rows:
-        title = "teacher" if each.step is None else f"step {each.step:,}"
-        videos = "".join(video(each.videos.get(name)) for name in names)
+        title = each.title
+        videos = "".join(video(each.videos.get(name), title) for name in names)
         label = (
             f'<button type="button" data-do="play" title="Play or pause this row">{title}</button>'
         )
@@ -218,33 +226,53 @@ def column_title(name: str, prompts: Sequence[str]) -> str:
     return f"{prompts[int(number)]} · {seed}" if known else name
 
 
-def video(path: Path | None) -> str:
+def video(path: Path | None, row_title: str) -> str:
+    """A sample, which a click puts into the player."""
     if path is None:
         return "<span></span>"
-    link = file_link(path) + f"?v={path.stat().st_mtime_ns}"
-    return f'<video src="{link}" muted loop playsinline preload="metadata"></video>'
+    sample = escape(f"{path.parent.name}/{path.stem}")
+    label = escape(f"{row_title}, {path.stem}: show in the player")
+    shown = f'<video src="{escape(video_link(path))}" muted loop playsinline preload="metadata">'
+    return (
+        f'<button type="button" class="sample" data-do="pick" data-sample="{sample}" '
+        f'aria-pressed="false" aria-label="{label}">{shown}</video></button>'
+    )
+
+
+def video_link(path: Path) -> str:
+    """The address of a file that may be written again."""
+    return f"{file_link(path)}?v={path.stat().st_mtime_ns}"
 
 
 def file_link(path: Path) -> str:
-    return escape(FILE_ROUTE + quote(str(path)))
+    return FILE_ROUTE + quote(str(path))
 
 
 def checkpoints(run: Run) -> str:
     """What can be resumed, and tried in Compare; a checkpoint is exported when it is asked for."""
     parts = []
-    if (run.folder / "export").is_dir():
+    if (run.folder / "export").is_dir() and not (run.folder / "export" / "vae").is_dir():
         text = "<p>The run exported its student.</p>" + button(run, "compare", "Try in Compare")
-        parts.append(block("export", text, "run-export"))
+        parts.append(block("export", text + keep(run), "run-export"))
     for each in run_view.checkpoints(run.folder):
         best = ' <span class="run-state" data-state="finished">best</span>' if each.best else ""
         text = (
             f"<b>step {each.step:,}</b>{best}<span>{each.num_bytes / 1e6:,.1f} MB</span>"
             f"<time>{moment(each.saved)}</time>"
             + button(run, f"compare@{each.step}", "Try in Compare")
+            + keep(run, each.step)
         )
         parts.append(block(f"{each.step}", text, "checkpoint"))
     none = block("none", "<p>No checkpoint yet. Save now makes one after this step.</p>")
     return "".join(parts) or none
+
+
+def keep(run: Run, step: int | None = None) -> str:
+    """A name and a button that make a model of it, which stays when the run is deleted."""
+    ending, action = ("model", "keep") if step is None else (str(step), f"keep@{step}")
+    name = escape(f"{run.name}-{ending}")
+    field = f'<input type="text" aria-label="Name of the model" value="{name}">'
+    return f'<span class="keep">{field}{button(run, action, "Keep as a model")}</span>'
 
 
 def differences(rows: Sequence[tuple[str, object, object]], other: str) -> str:

@@ -35,6 +35,11 @@ class SampleRow:
     step: int | None
     videos: dict[str, Path]
 
+    @property
+    def title(self) -> str:
+        """The step, or who drew it."""
+        return "teacher" if self.step is None else f"step {self.step:,}"
+
 
 @dataclass(frozen=True)
 class SavedStep:

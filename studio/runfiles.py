@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]  # of the project: where commands of runs start
 CONFIG, LAUNCH, LOG = "config.yaml", "launch.json", "log.txt"
-PID, STOPPING, EXIT = "pid.json", "stopping.json", "exit.json"
+PID, JOB, STOPPING, EXIT = "pid.json", "job.json", "stopping.json", "exit.json"
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 
 TAIL_BYTES = 2**16

@@ -16,10 +16,12 @@ from pydantic import ValidationError
 
 from studio.launch import Launch
 from studio.run_status import ALIVE, State, read_status
-from studio.runfiles import CONFIG, EXIT, LAUNCH, METRICS, PID, parse_lines, read_json, tail
+from studio.runfiles import CONFIG, EXIT, JOB, LAUNCH, METRICS, PID, parse_lines, read_json, tail
+from studio.slurm import Allocation
 from trainers.config import NAME_PATTERN
 
 QUEUE = "queue.json"
+PREPARE = "prepare"  # in place of a method: a run that makes data
 NUM_PACE_LINES = 50  # of metrics.jsonl, that the pace is taken from
 MAX_NAME = 64
 
@@ -37,7 +39,8 @@ class Run:
     num_steps: int
     step: int
     eta_sec: float | None
-    devices: tuple[str, ...]  # empty for a run from a shell
+    devices: tuple[str, ...]  # of this machine; empty for a run from a shell or in Slurm
+    slurm: Allocation | None
     after: str | None
     created: float
     started: float | None
@@ -112,8 +115,8 @@ def read_queue(runs_dir: Path) -> list[str]:
     """
     names = read_json(runs_dir / QUEUE) or []
     folders = [runs_dir / name for name in names if (runs_dir / name / CONFIG).is_file()]
-    begun = [folder for folder in folders if (folder / PID).exists() or (folder / EXIT).exists()]
-    return [folder.name for folder in folders if folder not in begun]
+    begun = (PID, JOB, EXIT)
+    return [f.name for f in folders if not any((f / name).exists() for name in begun)]
 
 
 def _place(run: Run) -> tuple[int, float]:
@@ -160,6 +163,7 @@ def read_run(folder: Path, queue: Sequence[str] = ()) -> Run:
         step=steps[-1][0] if steps else 0,
         eta_sec=eta_sec(steps, status.started, num_steps) if status.state == "running" else None,
         devices=launch.devices if launch else (),
+        slurm=launch.slurm if launch else None,
         after=launch.after if launch else None,
         created=(folder / CONFIG).stat().st_mtime,
         started=status.started,

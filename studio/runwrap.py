@@ -3,7 +3,8 @@
 It stands between studio and training because only a parent learns how a process ended, and the
 studio may be gone by then. It starts the command in launch.json, its output to log.txt, and writes
 
-    pid.json     who this is, made exactly once: a second wrapper for the same start gives up
+    pid.json     who this is, made exactly once: a second wrapper for the same start gives up;
+                 touched every few seconds, for studios on other machines
     exit.json    state, reason, code and time, when the training and all its processes are gone
 
 Once it sees stopping.json it makes sure that the training ends: by the stop file, which the studio
@@ -17,13 +18,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from studio.processes import MARK, identity, kill_marked
-from studio.run_status import NOT_SAVED, State
+from studio.run_status import BEAT_SEC, NOT_SAVED, State
 from studio.runfiles import (
     EVENTS,
     EXIT,
@@ -57,6 +59,7 @@ def main(run_dir: Path) -> int:
         print(f"{run_dir} has been started already", file=sys.stderr)
         return 3
     (run_dir / RESERVE).write_bytes(b" " * RESERVE_BYTES)
+    threading.Thread(target=beat, args=(run_dir / PID,), daemon=True).start()
     early: list[int] = []  # SIGTERM, as when the machine shuts down, before there is a training
     signal.signal(signal.SIGTERM, lambda signum, _: early.append(signum))
     try:
@@ -73,6 +76,13 @@ def main(run_dir: Path) -> int:
     (run_dir / RESERVE).unlink(missing_ok=True)
     write_json(run_dir / EXIT, end, new=True)
     return 0
+
+
+def beat(file: Path) -> None:
+    """Shows that this process lives, until it ends."""
+    while True:
+        time.sleep(BEAT_SEC)
+        os.utime(file)
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:

@@ -4,6 +4,7 @@
     number, string -> one line      list of numbers -> numbers with commas between
     list -> one item a line: as it stands, or as YAML where items are no text
     object -> fold       object or null -> fold with a switch      union -> choice of one group
+    object whose names are not in the schema -> YAML
 
 The field's description is the hint; empty stands for null, or for "not given" where null is none.
 Values travel as text by dotted name, the one that pydantic gives errors. Plain HTML, because a
@@ -183,7 +184,7 @@ def control(name: str, schema: Schema, value: Any, suggestions: Sequence[str] | 
         return f"<select {named}>{items}</select>"
     if kind == "boolean":
         return f'<input type="checkbox" {named} {"checked" if value else ""}>'
-    if kind == "array" or kind is None:
+    if kind in ("array", "object", None):
         text = as_text(value, schema)
         if "\n" in text or not is_numbers(schema):
             rows = min(max(text.count("\n") + 1, 2), 8)

@@ -44,11 +44,13 @@ def branches(root: Schema, schema: Schema) -> tuple[str, dict[str, Schema]]:
     return tag, {name: resolve(root, {"$ref": ref}) for name, ref in mapping.items()}
 
 
-def whole_tree(root: Schema, schema: Schema, given: Mapping[str, Any]) -> dict[str, Any]:
+def whole_tree(root: Schema, schema: Schema, given: Mapping[str, Any] | str) -> dict[str, Any]:
     """An object's settings with every default filled in, as pydantic does it.
 
-    What is required and not given is left out.
+    What is required and not given is left out. Text is the one setting that is enough by itself.
     """
+    if isinstance(given, str):
+        given = {schema["shorthand"]: given}
     if "oneOf" in schema:
         tag, found = branches(root, schema)
         return {tag: given[tag]} | whole_tree(root, found[given[tag]], given)
@@ -93,9 +95,11 @@ def is_numbers(schema: Schema) -> bool:
 
 
 def as_text(value: Any, schema: Schema) -> str:
-    """A list (or null) as a text field shows it."""
-    if value is None:
+    """A list, a mapping or null as a text field shows it."""
+    if value is None or value == {}:
         return ""
+    if schema.get("type") == "object":
+        return json.dumps(value, ensure_ascii=False)
     if is_numbers(schema):
         return ", ".join(map(repr, value))
     if item_of(schema).get("type") == "string":
@@ -115,6 +119,8 @@ def read_plain(schema: Schema, value: Any) -> Any:
     empty = None if schema.get("optional") else ...
     if kind == "array" or kind is None:
         return read_list(schema, text)
+    if kind == "object":
+        return read_mapping(text)
     if not text:
         return empty
     if kind == "integer":
@@ -129,6 +135,17 @@ def read_number(text: str, number: Callable[[str], float], what: str) -> float:
         return number(text)
     except ValueError as error:
         raise ValueError(f"{text!r} is not {what}; correct it") from error
+
+
+def read_mapping(text: str) -> dict[str, Any]:
+    """Settings whose names only their reader knows, as YAML."""
+    try:
+        found = yaml.safe_load(text) if text else {}
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError("is not YAML; write {name: value, ...}")
+    return found
 
 
 def read_list(schema: Schema, text: str) -> list[Any] | None:

@@ -14,9 +14,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipelines.memory_settings import PLAIN, Memory
 from pipelines.recipe import Recipe, explain
 from pipelines.registry import Registry
 from pipelines.video import read_recipe, write_grid
+from studio.images import Images
+from studio.metrics import estimate_sec, metric_lines
 from studio.store import Cell, ClipInfo, Comparison, Job, Store
 from studio.training import Training
 from studio.variants import LABELS, Variant, cli_command, lora_name, to_recipe
@@ -30,13 +33,15 @@ FILE_ROUTE = "gradio_api/file="  # relative, so that it works behind a proxy; pa
 class Studio:
     """One data folder, one registry. Without `viewer` it may also make clips."""
 
-    def __init__(self, data: Path, registry: Registry, viewer: bool):
+    def __init__(self, data: Path, registry: Registry, viewer: bool, memory: Memory = PLAIN):
         self.data = data
         self.registry = registry
         self.viewer = viewer
+        self.memory = memory  # how workers hold the models
         self.training: Training | None = None  # what Train and Runs need; never for viewers
         for folder in ("clips", "exports", "cache"):
             (data / folder).mkdir(parents=True, exist_ok=True)
+        self.images = Images(data)
         self.store = Store(store_path(data))
         self._exporting = threading.Lock()
 
@@ -64,22 +69,31 @@ class Studio:
 
     # Making
 
-    def recipes(self, variants: Sequence[Variant], prompt: str) -> list[Recipe]:
-        """The recipe of every variant. ValueError naming the first variant that cannot work."""
+    def add_image(self, path: str) -> str:
+        """Keeps an uploaded image; returns the name by which variants can start from it."""
+        self.require_maker()
+        return self.images.add(Path(path))
+
+    def recipes(self, variants: Sequence[Variant], prompt: str, image: str = "") -> list[Recipe]:
+        """The recipe of every variant. ValueError naming the first variant that cannot work.
+
+        `image` is a name from `add_image`, for the variants whose model continues one.
+        """
         if not 1 <= len(variants) <= len(LABELS):
             raise ValueError(f"variants: give between 1 and {len(LABELS)}")
         recipes = []
+        first_frame = self.images.path(image) if image else None
         for label, variant in zip(LABELS, variants, strict=False):
             try:
-                recipes.append(to_recipe(self.registry, variant, prompt))
+                recipes.append(to_recipe(self.registry, variant, prompt, first_frame))
             except ValueError as error:
                 raise ValueError(f"Variant {label}: {sentence(error)}") from error
         return recipes
 
-    def submit(self, variants: Sequence[Variant], prompt: str) -> str:
+    def submit(self, variants: Sequence[Variant], prompt: str, image: str = "") -> str:
         """Queues what is not made yet and returns the id of the comparison at once."""
         self.require_maker()
-        recipes = self.recipes(variants, prompt)
+        recipes = self.recipes(variants, prompt, image)
         cells = tuple(
             Cell(label=label, title=self.title(recipe), recipe=recipe)
             for label, recipe in zip(LABELS, recipes, strict=False)
@@ -124,15 +138,16 @@ class Studio:
 
     # Looking
 
-    def forecast(self, variants: Sequence[Variant], prompt: str) -> "Forecast":
+    def forecast(self, variants: Sequence[Variant], prompt: str, image: str = "") -> "Forecast":
         """What pressing Generate would do, for the line above the button."""
+        first_frame = self.images.path(image) if image else None
         problems: dict[str, str] = {}
         seconds: list[float | None] = []
         num_cached = 0
         history = self.store.recent_clips(NUM_RECENT_CLIPS)
         for label, variant in zip(LABELS, variants, strict=False):
             try:
-                recipe = to_recipe(self.registry, variant, prompt)
+                recipe = to_recipe(self.registry, variant, prompt, first_frame)
             except ValueError as error:
                 problems[label] = sentence(error)
                 continue
@@ -141,6 +156,11 @@ class Studio:
             else:
                 seconds.append(estimate_sec(recipe, history))
         return Forecast(problems, seconds, num_cached)
+
+    def takes_image(self, models: Sequence[str]) -> bool:
+        """Whether one of these models continues an image."""
+        entries = self.registry.models()
+        return any(entries[name].preset.takes_image for name in models if name in entries)
 
     def comparison(self, comparison_id: str) -> Comparison:
         valid = isinstance(comparison_id, str) and re.fullmatch("[0-9a-f]{16}", comparison_id)
@@ -194,6 +214,8 @@ class Studio:
             "fps": recipe.fps,
             "num_frames": recipe.num_frames,
         }
+        if image := self.images.name(recipe.image):
+            shown["image"] = f"{FILE_ROUTE}images/{image}.png"
         info = self.store.clip_info(key)
         if info is not None and clip_path(self.data, key).exists():
             name = f"{FILE_ROUTE}clips/{key}"
@@ -233,48 +255,14 @@ def without_folders(recipe: Recipe) -> Recipe:
     adapters = tuple(
         adapter.model_copy(update={"path": Path(adapter.path).name}) for adapter in recipe.adapters
     )
-    return recipe.model_copy(update={"adapters": adapters})
+    image = recipe.image
+    if image is not None:
+        image = image.model_copy(update={"path": Path(image.path).name})
+    return recipe.model_copy(update={"adapters": adapters, "image": image})
 
 
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def estimate_sec(recipe: Recipe, history: Sequence[tuple[Recipe, ClipInfo]]) -> float | None:
-    """Scaled by forwards from the newest clip of the same model and size; None without one."""
-    for earlier, info in history:
-        same = all(
-            getattr(earlier, name) == getattr(recipe, name)
-            for name in ("model", "width", "height", "num_frames")
-        )
-        if same and info.denoise_sec is not None and info.decode_sec is not None:
-            per_forward = info.denoise_sec / info.num_forwards
-            return per_forward * recipe.num_forwards + info.decode_sec
-    return None
-
-
-def metric_lines(info: ClipInfo, first: ClipInfo | None) -> list[list[str]]:
-    """Name and value of each figure under a clip; `first` is A, or None where this is A."""
-    lines = []
-    for name, seconds in (
-        ("denoise", info.denoise_sec),
-        ("decode", info.decode_sec),
-        ("total", warm_sec(info)),
-    ):
-        if seconds is not None:
-            lines.append([name, f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"])
-    lines.append(["forwards", str(info.num_forwards)])
-    if first is not None and first.denoise_sec and info.denoise_sec:
-        lines.append(["denoise vs A", f"{first.denoise_sec / info.denoise_sec:.1f}x"])
-        lines.append(["total vs A", f"{(warm_sec(first) or 0) / (warm_sec(info) or 1):.1f}x"])
-    return lines
-
-
-def warm_sec(info: ClipInfo) -> float | None:
-    """Total without loading the model, which only the first clip of a model pays."""
-    if info.total_sec is None or info.load_sec is None:
-        return None
-    return info.total_sec - info.load_sec
 
 
 def job_status(job: Job | None, waiting: Sequence[int]) -> dict[str, Any]:

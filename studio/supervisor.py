@@ -8,6 +8,7 @@ right. The runs themselves need no studio: `studio.runwrap` looks after each.
 import logging
 import subprocess
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +16,24 @@ from typing import Any, Protocol
 import yaml
 from filelock import FileLock
 
-from studio import run_control
-from studio.launch import build_launch
+from studio import run_control, slurm
+from studio.launch import Devices, build_launch
 from studio.run_status import ALIVE, NOT_STARTED, State, Status
-from studio.runfiles import CONFIG, LAUNCH, write_json, write_text
-from studio.runs import QUEUE, Run, free_name, is_name, list_runs, read_queue, read_tree, run_folder
+from studio.runfiles import CONFIG, JOB, LAUNCH, read_json, write_json, write_text
+from studio.runs import (
+    QUEUE,
+    Run,
+    free_name,
+    is_name,
+    list_runs,
+    read_launch,
+    read_queue,
+    read_tree,
+    run_folder,
+)
 
 POLL_SEC = 1.0
+SLURM_SEC = 10.0  # between two questions to Slurm, which answers all its users
 GRACE_SEC = 600.0  # of a stop: a step and a checkpoint of a large model take minutes
 TRASH = ".trash"
 ENDED: tuple[State, ...] = ("finished", "stopped", "failed", "lost")
@@ -48,6 +60,7 @@ class Supervisor:
         self._generation = generation
         self._lock = FileLock(self.runs_dir / ".lock")
         self._wrappers: list[subprocess.Popen[bytes]] = []  # to be asked, else they stay zombies
+        self._asked_slurm = -SLURM_SEC
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="supervisor", daemon=True)
 
@@ -74,13 +87,30 @@ class Supervisor:
 
     def poll(self) -> None:
         """One turn: ends what is left of lost runs, lends out devices, starts what may start."""
+        jobs = self._ask_slurm()
         with self._lock:
             self._wrappers = [wrapper for wrapper in self._wrappers if wrapper.poll() is None]
             for run in self.runs():
-                if run.state == "stopping" and run_control.is_overdue(run.folder):
-                    run_control.end(run.folder)
-                run_control.settle(run.folder)
+                number = job_number(run)
+                if number in jobs:
+                    run_control.follow(run.folder, jobs[number])
+                elif number is None:
+                    if run.state == "stopping" and run_control.is_overdue(run.folder):
+                        run_control.end(run.folder)
+                    run_control.settle(run.folder)
             self._start_ready()
+
+    def _ask_slurm(self) -> dict[str, slurm.Job | None]:
+        """What Slurm says about the jobs of living runs, if it is time to ask; else nothing."""
+        numbers = [number for run in self.runs() if (number := job_number(run))]
+        if not numbers or time.monotonic() < self._asked_slurm + SLURM_SEC:
+            return {}
+        self._asked_slurm = time.monotonic()
+        try:
+            return slurm.ask(numbers)
+        except ValueError as error:
+            log.warning("%s; asking again", error)
+            return {}
 
     def runs(self) -> list[Run]:
         """Living ones first, then the queue in its order, then the others, newest first."""
@@ -95,7 +125,7 @@ class Supervisor:
     def submit(
         self,
         tree: Mapping[str, Any],
-        devices: Sequence[str],
+        devices: Devices,
         after: str | None = None,
         first: bool = False,
     ) -> str:
@@ -117,6 +147,8 @@ class Supervisor:
                 raise ValueError(f"name: there is a run {folder.name} already; choose another name")
             folder.mkdir()
             write_json(folder / LAUNCH, launch.model_dump(mode="json"))
+            if launch.slurm is not None:
+                slurm.write_script(folder, launch.slurm)
             write_text(folder / CONFIG, yaml.safe_dump(dict(tree), sort_keys=False))
             self._enqueue(folder, first)
         return folder.name
@@ -124,14 +156,15 @@ class Supervisor:
     def resume(self, name: str, devices: Sequence[str] | None = None, first: bool = False) -> None:
         """Queues an ended run again; it continues from its newest checkpoint.
 
-        On the devices it had, unless others are given: a run from a shell needs that. ValueError
-        where it has not ended or is finished.
+        Where it was, on these devices or in Slurm, unless others are given: a run from a shell
+        needs that. ValueError where it has not ended or is finished.
         """
         with self._lock:
             run = self._require(name, ("stopped", "failed", "lost"))
-            if devices is None and not run.devices:
+            had = run.slurm or run.devices
+            if not devices and not had:
                 raise ValueError(f"devices: {name} was started from a shell; choose its devices")
-            launch = build_launch(run.folder, devices or run.devices)
+            launch = build_launch(run.folder, devices or had)
             write_json(run.folder / LAUNCH, launch.model_dump(mode="json"))
             self._enqueue(run.folder, first)
 
@@ -174,8 +207,12 @@ class Supervisor:
                 self._start(run.folder)
 
     def _start(self, folder: Path) -> None:
+        launch = read_launch(folder)
         try:
-            self._wrappers.append(run_control.start(folder))
+            if launch is not None and launch.slurm is not None:
+                run_control.submit(folder, launch)
+            else:
+                self._wrappers.append(run_control.start(folder))
         except OSError:  # no space, no more processes: it is tried again, and others need not wait
             log.exception("%s could not be started", folder.name)
 
@@ -220,10 +257,11 @@ class Supervisor:
             run_control.end(folder)
             run_control.settle(folder)
 
-    def clone(self, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    def clone(self, name: str) -> tuple[dict[str, Any], Devices]:
         """The settings of a run under a name that is free, and its devices. Makes nothing."""
         run = self.run(name)
-        return read_tree(run.folder) | {"name": free_name(self.runs_dir, name)}, run.devices
+        tree = read_tree(run.folder) | {"name": free_name(self.runs_dir, name)}
+        return tree, run.slurm or run.devices
 
     def delete(self, name: str) -> Path:
         """Moves a run that has no process to the trash, which it returns the place in."""
@@ -240,3 +278,8 @@ class Supervisor:
         if run.state not in states:
             raise ValueError(f"run: {name} is {run.state}, not {' or '.join(states)}")
         return run
+
+
+def job_number(run: Run) -> str | None:
+    """Of the Slurm job of a run that has not ended."""
+    return (read_json(run.folder / JOB) or {}).get("number") if run.state in ALIVE else None

@@ -10,7 +10,7 @@ import yaml
 
 from pipelines.registry import PRESETS, ModelEntry, Registry
 from studio.devices import default_devices
-from studio.launch import build_launch
+from studio.launch import Devices, build_launch
 from studio.plan import advice
 from studio.runfiles import ROOT
 from studio.runs import free_name
@@ -22,7 +22,12 @@ from trainers.registry import rewards
 FOLDER = PRESETS / "train"
 DEFAULTS = ""  # in place of a preset's name: the classes' own values
 NUM_SHOWN = 5
+PROMPT_SUFFIXES = (".txt", ".jsonl")
 TRIAL_STEPS = 2
+OUTSIDE = (
+    "{place} is outside the folders that this page may read; put it below the project, the runs, "
+    "the --data folder or a --models folder"
+)
 
 
 @dataclass
@@ -32,6 +37,7 @@ class Training:
     registry: Registry
     methods: Methods
     supervisor: Supervisor
+    data_dirs: tuple[Path, ...] = ()  # where data may lie, beside project, runs and models
 
     def close(self) -> None:
         """Runs go on."""
@@ -79,7 +85,7 @@ class Training:
         return {
             "model": models,
             "start_from": models,
-            "reward": rewards(),
+            "kind": rewards(),
             "file": lists,
             "folder": sorted(shown_path(folder) for folder in folders),
         }
@@ -108,36 +114,45 @@ class Training:
                 found.append((path, missing))
         for name, is_there in (("file", Path.is_file), ("folder", Path.is_dir)):
             place = tree["data"].get(name)
-            if place is not None and not is_there(ROOT / place):
-                found.append(
-                    (
-                        ("data", tree["data"]["source"], name),
-                        f"{place} does not exist; choose another {name}",
-                    )
-                )
+            if place is None:
+                continue
+            path = ("data", tree["data"]["source"], name)
+            if not self.may_read(ROOT / place):
+                found.append((path, OUTSIDE.format(place=place)))
+            elif not is_there(ROOT / place):
+                found.append((path, f"{place} does not exist; choose another {name}"))
         return found
+
+    def may_read(self, path: Path) -> bool:
+        """Whether a user of the page may name this as data: not everything on this machine."""
+        roots = (ROOT, self.supervisor.runs_dir, *self.data_dirs, *self.registry.model_dirs)
+        return any(path.resolve().is_relative_to(root.resolve()) for root in roots)
 
     def entry(self, model: str) -> ModelEntry:
         """A model as a run would find it, from the project's folder."""
         folder = ROOT / model
         return self.registry.entry(str(folder) if folder.is_dir() else model)
 
-    def advice(self, tree: Tree, num_devices: int) -> list[str]:
+    def advice(self, tree: Tree, num_ranks: int) -> list[str]:
         """What experience says against these valid settings."""
-        return advice(tree, num_devices, self.entry(tree["model"]).preset.width)
+        return advice(tree, num_ranks, self.entry(tree["model"]).preset.width)
 
     def preview(self, data: Mapping[str, Any]) -> tuple[int, list[str]]:
         """How many prompts or samples there are, and the first. ValueError where none are."""
         source = data.get("source")
         if source == "prompts" and data.get("file"):
             path = ROOT / data["file"]
-            if path.suffix != ".txt" or not path.is_file():
-                raise ValueError(f"data.file: {data['file']} is no .txt file that exists")
+            if not self.may_read(path):
+                raise ValueError(f"data.file: {OUTSIDE.format(place=data['file'])}")
+            if path.suffix not in PROMPT_SUFFIXES or not path.is_file():
+                raise ValueError(f"data.file: {data['file']} is no .txt or .jsonl file that exists")
             lines = path.read_text(errors="replace").splitlines()
             prompts = [line for line in lines if line.strip() and not line.startswith("#")]
             return len(prompts), prompts[:NUM_SHOWN]
         if source == "prepared" and data.get("folder"):
             path = ROOT / data["folder"] / "index.json"
+            if not self.may_read(path):
+                raise ValueError(f"data.folder: {OUTSIDE.format(place=data['folder'])}")
             if not path.is_file():
                 raise ValueError(
                     f"data.folder: {data['folder']} holds no finished data set; prepare one first"
@@ -152,11 +167,11 @@ class Training:
         """What a run may use here; the CPU always."""
         return list(dict.fromkeys([*default_devices(), "cpu"]))
 
-    def command(self, name: str, devices: Sequence[str]) -> str:
+    def command(self, name: str, devices: Devices) -> str:
         """For a shell, what starting this run would run."""
         return build_launch(self.supervisor.runs_dir / name, devices).shell()
 
-    def trial(self, tree: Tree, devices: Sequence[str]) -> str:
+    def trial(self, tree: Tree, devices: Devices) -> str:
         """Two steps of a valid configuration as a run of their own, to see that they work."""
         name = free_name(self.supervisor.runs_dir, f"{tree['name'][:50]}-trial")
         short = {"name": name, "num_steps": TRIAL_STEPS, "log_every": 1, "validation": None}

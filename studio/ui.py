@@ -9,13 +9,22 @@ from studio import api, player
 from studio.devices import memory_lines
 from studio.forms import PRIVATE
 from studio.studio import Studio
-from studio.tabs import compare, runs, train
+from studio.tabs import compare, data, models, runs, train
 
-TABS = (compare, train, runs)  # in order; a tab is a module with TITLE and build(studio, page)
-VIEWER_TABS = (compare,)  # the others are not built, so that nothing of them can be called
+TABS = (
+    compare,
+    train,
+    runs,
+    data,
+    models,
+)  # in order; a tab is a module with TITLE and build(studio, page)
+VIEWER_TABS = (compare, models)  # the others are not built, so that nothing of them can be called
 LINKS = {"v": compare, "train": train, "run": runs}  # the tab that a link opens, by its parameter
 TITLE = "Wan distillation studio"
-STYLES = (*map(Path(__file__).with_name, ("studio.css", "training.css")), player.STYLE)
+STYLES = (
+    *map(Path(__file__).with_name, ("studio.css", "training.css", "data.css", "models.css")),
+    player.STYLE,
+)
 HEADER_SCRIPT = Path(__file__).with_name("header.js")
 HEADER = f"""
 <header class="studio-header">

@@ -4,11 +4,13 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
+from pipelines.checkpoints import image_problem
 from pipelines.recipe import Adapter, Recipe, SamplerName, Strict
-from pipelines.registry import Registry
+from pipelines.registry import STUDENTS, Registry
 
 LABELS = ("A", "B", "C", "D")
 SHARED_FIELDS = (
@@ -16,6 +18,8 @@ SHARED_FIELDS = (
     "size",
     "num_frames",
 )  # locked across variants unless the user unlocks them
+# A variant's LoRAs, each with its strength; the order does not matter.
+LORA_FIELDS = (("lora", "strength"), ("lora_2", "strength_2"), ("lora_3", "strength_3"))
 
 
 class Variant(Strict):
@@ -23,10 +27,14 @@ class Variant(Strict):
 
     model: str = Field(description="A name from list_models.")
     lora: str | None = Field(default=None, description="A LoRA from list_models, or none.")
-    lora_alpha: float | None = Field(
-        default=None, ge=0, description="Replaces the alpha in the file."
-    )
     strength: float = Field(default=1.0, ge=-10, le=10, description="Multiplies the LoRA.")
+    lora_alpha: float | None = Field(
+        default=None, ge=0, description="Replaces the alpha in the files of all LoRAs."
+    )
+    lora_2: str | None = Field(default=None, description="Another LoRA on top.")
+    strength_2: float = Field(default=1.0, ge=-10, le=10, description="Multiplies lora_2.")
+    lora_3: str | None = Field(default=None, description="A third LoRA on top.")
+    strength_3: float = Field(default=1.0, ge=-10, le=10, description="Multiplies lora_3.")
     num_inference_steps: int | None = None
     flow_shift: float | None = None
     guidance_scale: float | None = None
@@ -35,10 +43,23 @@ class Variant(Strict):
     size: str | None = Field(default=None, description="WIDTHxHEIGHT, both multiples of 16.")
     num_frames: int | None = Field(default=None, description="4n+1 frames.")
 
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The LoRAs that are chosen."""
+        chosen = [(getattr(self, lora), getattr(self, strength)) for lora, strength in LORA_FIELDS]
+        return tuple(
+            Adapter(path=lora, strength=strength, lora_alpha=self.lora_alpha)
+            for lora, strength in chosen
+            if lora is not None
+        )
 
-def to_recipe(registry: Registry, variant: Variant, prompt: str) -> Recipe:
+
+def to_recipe(
+    registry: Registry, variant: Variant, prompt: str, image: Path | None = None
+) -> Recipe:
     """The full recipe of a variant. ValueError in one sentence when it cannot work.
 
+    `image` is what all variants of a comparison start from whose model continues an image.
     Only models and LoRAs that the registry lists are accepted: a recipe from outside must not open
     other folders of this machine.
     """
@@ -47,20 +68,20 @@ def to_recipe(registry: Registry, variant: Variant, prompt: str) -> Recipe:
         raise ValueError(f"model {variant.model!r} is not in the list; choose one that is")
     if entry.missing is not None:
         raise ValueError(f"model {variant.model!r}: {entry.missing}")
-    if variant.lora is not None and variant.lora not in map(str, registry.loras()):
-        raise ValueError(f"lora {variant.lora!r} is not in the models folders; put it there")
+    listed = {str(path) for path in registry.loras()}
+    for adapter in variant.adapters:
+        if adapter.path not in listed:
+            raise ValueError(f"lora {adapter.path!r} is not in the models folders; put it there")
+    if len({adapter.path for adapter in variant.adapters}) < len(variant.adapters):
+        raise ValueError("the same lora is chosen twice; choose it once with the sum of strengths")
     if not prompt.strip():
         raise ValueError("prompt is empty; describe what the video should show")
     width, height = parse_size(variant.size)
-    adapters: tuple[Adapter, ...] = ()
-    if variant.lora is not None:
-        adapters = (
-            Adapter(path=variant.lora, strength=variant.strength, lora_alpha=variant.lora_alpha),
-        )
     recipe = registry.recipe(
         variant.model,
         prompt.strip(),
-        adapters=adapters,
+        image=image if entry.preset.takes_image else None,
+        adapters=variant.adapters,
         seed=variant.seed,
         steps=variant.num_inference_steps,
         flow_shift=variant.flow_shift,
@@ -70,7 +91,7 @@ def to_recipe(registry: Registry, variant: Variant, prompt: str) -> Recipe:
         height=height,
         num_frames=variant.num_frames,
     )
-    problem = recipe.sampler.problem()
+    problem = recipe.sampler.problem() or image_problem(entry.preset, recipe)
     if problem is not None:
         raise ValueError(problem)
     return recipe
@@ -88,12 +109,9 @@ def parse_size(size: str | None) -> tuple[int | None, int | None]:
 
 def from_recipe(recipe: Recipe) -> Variant:
     """The panel that shows a recipe, with every field spelled out."""
-    adapter = recipe.adapters[0] if recipe.adapters else None
     return Variant(
         model=recipe.model,
-        lora=adapter.path if adapter else None,
-        lora_alpha=adapter.lora_alpha if adapter else None,
-        strength=adapter.strength if adapter else 1.0,
+        **lora_values(recipe.adapters),
         num_inference_steps=recipe.sampler.num_inference_steps,
         flow_shift=recipe.sampler.flow_shift,
         guidance_scale=recipe.sampler.guidance_scale,
@@ -104,21 +122,30 @@ def from_recipe(recipe: Recipe) -> Variant:
     )
 
 
+def lora_values(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """The LoRA fields of a variant with these LoRAs; more than there are fields are left out."""
+    values: dict[str, Any] = {"lora_alpha": adapters[0].lora_alpha if adapters else None}
+    for index, (lora, strength) in enumerate(LORA_FIELDS):
+        chosen = adapters[index] if index < len(adapters) else None
+        values |= {lora: chosen.path if chosen else None}
+        values |= {strength: chosen.strength if chosen else 1.0}
+    return values
+
+
 def lora_name(registry: Registry, path: Path) -> str:
-    """A LoRA's place below its models folder: files are often all named alike."""
-    for folder in registry.model_dirs:
+    """A LoRA's place below its folder: files are often all named alike."""
+    for folder in (*registry.model_dirs, STUDENTS, registry.runs_dir):
         if path.is_relative_to(folder):
             path = path.relative_to(folder)
     return path.with_suffix("").as_posix()
 
 
-def own_variant(registry: Registry, model: str, lora: str | None = None) -> Variant:
-    """What the checkpoint itself wants, or the LoRA where it carries its own sampler."""
+def own_variant(registry: Registry, model: str, adapters: Sequence[Adapter] = ()) -> Variant:
+    """What the checkpoint itself wants, or the first LoRA that carries its own sampler."""
     if registry.entry(model).missing is not None:
         preset = registry.entry(model).preset
         size = f"{preset.width}x{preset.height}"
         return Variant(model=model, size=size, num_frames=preset.num_frames)
-    adapters = () if lora is None else (Adapter(path=lora),)
     return from_recipe(registry.recipe(model, prompt="", adapters=adapters))
 
 
@@ -147,6 +174,8 @@ def cli_command(registry: Registry, recipe: Recipe, out: str) -> str:
         words += ["--models", str(folder)]
     # one word, so that a prompt that starts with a dash is not read as an option
     words += [f"--prompt={recipe.prompt}", "--seed", str(recipe.seed)]
+    if recipe.image is not None:
+        words += [f"--image={recipe.image.path}"]
     words += ["--steps", str(spec.num_inference_steps), "--shift", repr(spec.flow_shift)]
     words += ["--guidance", repr(spec.guidance_scale), "--sampler", spec.name]
     if spec.sigmas is not None:
@@ -156,8 +185,8 @@ def cli_command(registry: Registry, recipe: Recipe, out: str) -> str:
     words += ["--size", f"{recipe.width}x{recipe.height}", "--frames", str(recipe.num_frames)]
     for adapter in recipe.adapters:
         words += ["--lora", f"{adapter.path}:{adapter.strength:.12f}".rstrip("0").rstrip(".")]
-        if adapter.lora_alpha is not None:
-            words += ["--lora-alpha", repr(adapter.lora_alpha)]
+    if recipe.adapters and recipe.adapters[0].lora_alpha is not None:
+        words += ["--lora-alpha", repr(recipe.adapters[0].lora_alpha)]
     return shlex.join([*words, "--out", out])
 
 

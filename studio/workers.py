@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import psutil
 from pebble import ProcessExpired, ProcessPool
 
+from pipelines.memory_settings import PLAIN, Memory
 from pipelines.recipe import Recipe
 from pipelines.registry import Registry
 from studio.store import ClipInfo, Job, Store
@@ -47,11 +48,16 @@ class Workers:
     """Runs the queue of `data` on `devices` until `stop`."""
 
     def __init__(
-        self, store: Store, data: Path, model_dirs: Sequence[Path], devices: Sequence[str]
+        self,
+        store: Store,
+        data: Path,
+        model_dirs: Sequence[Path],
+        devices: Sequence[str],
+        memory: Memory = PLAIN,
     ):
         self.store = store
         self.devices = tuple(devices)
-        self._place = (data, tuple(model_dirs))
+        self._place = (data, tuple(model_dirs), memory)
         self._pools: dict[str, ProcessPool] = {}
         self._running: dict[str, tuple[Job, Future[None]]] = {}
         self._lent: frozenset[str] = frozenset()
@@ -176,7 +182,7 @@ def is_alive(pid: int | None, created: float | None) -> bool:
 
 
 @functools.cache
-def _resident_models(model_dirs: tuple[Path, ...], device: str) -> "ModelCache":
+def _resident_models(model_dirs: tuple[Path, ...], memory: Memory, device: str) -> "ModelCache":
     """The models of this process; they stay in memory from job to job."""
     import torch
 
@@ -184,7 +190,7 @@ def _resident_models(model_dirs: tuple[Path, ...], device: str) -> "ModelCache":
 
     if device == "cpu":  # one core stays free: with all taken, each step waits for the slowest
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
-    return ModelCache(Registry(model_dirs), device)
+    return ModelCache(Registry(model_dirs), device, memory)
 
 
 @functools.cache
@@ -192,20 +198,24 @@ def _worker_store(data: Path) -> Store:
     return Store(store_path(data))
 
 
-def warm_up(data: Path, model_dirs: tuple[Path, ...], device: str, model: str) -> None:
+def warm_up(
+    data: Path, model_dirs: tuple[Path, ...], memory: Memory, device: str, model: str
+) -> None:
     """Imports torch and loads `model`."""
-    models = _resident_models(model_dirs, device)
+    models = _resident_models(model_dirs, memory, device)
     models.components(models.registry.recipe(model, prompt=""))
 
 
-def run_job(data: Path, model_dirs: tuple[Path, ...], device: str, job_id: int) -> None:
+def run_job(
+    data: Path, model_dirs: tuple[Path, ...], memory: Memory, device: str, job_id: int
+) -> None:
     """Makes the clip of one job and writes how it ended into the store."""
     store = _worker_store(data)
     job = store.begin(job_id, os.getpid(), psutil.Process().create_time())
     if job is None:
         return
     try:
-        _make_clip(store, job, _resident_models(model_dirs, device), data)
+        _make_clip(store, job, _resident_models(model_dirs, memory, device), data)
     except Exception as error:
         log.exception("job %d failed", job_id)
         store.end(job_id, "failed", failure_reason(error))

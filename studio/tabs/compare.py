@@ -1,20 +1,26 @@
 """Compare: up to four variants of one prompt, generated and played side by side."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
+from pipelines.recipe import Adapter
 from pipelines.video import read_recipe
 from studio import html
 from studio.forms import PRIVATE, Form, Updates
+from studio.images import Example
+from studio.lora_hints import lora_hint
 from studio.messages import explained
 from studio.panels import MIN_VARIANTS, draw_form, model_choices
 from studio.player import draw_player
 from studio.studio import Studio, sentence
 from studio.variants import (
     LABELS,
+    LORA_FIELDS,
     SHARED_FIELDS,
     differing_fields,
     from_recipe,
@@ -33,7 +39,8 @@ def build(studio: Studio, page: gr.Blocks) -> None:
         wire_page_load(studio, page, None, player, history)
         return
     first_model = studio.first_model() or next(iter(studio.registry.models()))
-    form = draw_form(studio.registry, first_model)
+    examples = studio.images.examples()
+    form = draw_form(studio.registry, first_model, examples)
     with gr.Row(elem_id="actions"):
         add = gr.Button("Add variant", size="sm", min_width=120, elem_id="add-variant")
         remove = gr.Button("Remove last", size="sm", min_width=120, elem_id="remove-variant")
@@ -42,6 +49,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
     player, history = draw_player(studio), draw_history()
     wire_count(form, add, remove)
     wire_panels(studio, form)
+    wire_first_frame(studio, form, examples)
     wire_forecast(studio, page, form, player, forecast)
     wire_generate(studio, form, generate, player, history)
     draw_from_video(studio, form)
@@ -76,19 +84,26 @@ def wire_panels(studio: Studio, form: Form) -> None:
     """A newly chosen model or LoRA brings its own settings; locks move fields in and out."""
 
     @explained
-    def fill(index: int, model: str, lora: str, locks: list[str]) -> Updates:
-        own = own_variant(studio.registry, model, lora or None)
-        updates = form.panel_filled(form.panels[index], own.model_dump(exclude={"seed"}), locks)
+    def fill(index: int, model: str, locks: list[str], *values: Any) -> Updates:
+        panel = form.panels[index]
+        chosen = zip(values[::2], values[1::2], strict=True)  # LoRA and strength in turn
+        adapters = [Adapter(path=path, strength=by or 0) for path, by in chosen if path]
+        own = own_variant(studio.registry, model, adapters)
+        updates = form.panel_filled(panel, own.model_dump(exclude={"seed"}), locks)
+        for name, _ in LORA_FIELDS:
+            hint = lora_hint(studio.registry, model, getattr(own, name))
+            updates[panel.fields[name]] |= gr.update(info=hint)
         if index == 0:  # A sets what all share
             for name in {"size", "num_frames"} & set(locks):
                 updates[form.shared[name]] = gr.update(value=getattr(own, name))
         return updates
 
     for index, panel in enumerate(form.panels):
-        for name in ("model", "lora"):
+        pairs = [panel.fields[name] for pair in LORA_FIELDS for name in pair]
+        for name in ("model", *(lora for lora, _ in LORA_FIELDS)):
             panel.fields[name].input(
                 partial(fill, index),
-                [panel.fields["model"], panel.fields["lora"], form.locks],
+                [panel.fields["model"], form.locks, *pairs],
                 [*panel.fields.values(), *form.shared.values()],
                 **PRIVATE,
             )
@@ -101,6 +116,34 @@ def wire_panels(studio: Studio, form: Form) -> None:
     )
 
 
+def wire_first_frame(studio: Studio, form: Form, examples: Sequence[Example]) -> None:
+    """Asks for an image where a model wants one, keeps it, and fills in examples with prompts."""
+    first = form.first_frame
+
+    @explained
+    def keep(path: str | None) -> str:
+        return studio.add_image(path) if path else ""
+
+    def show(index: int) -> dict[Component, Any]:
+        example = examples[index]
+        return {form.prompt: example.prompt, **first.filled(example.name, example.image)}
+
+    def show_row(num_variants: int, *models: str) -> Any:
+        return gr.update(visible=studio.takes_image(models[:num_variants]))
+
+    models = [panel.fields["model"] for panel in form.panels]
+    gr.on(
+        [form.num_variants.change, *(model.change for model in models)],
+        show_row,
+        [form.num_variants, *models],
+        first.row,
+        trigger_mode="always_last",
+        **PRIVATE,
+    )
+    first.image.input(keep, first.image, first.name, show_progress="hidden", api_name="add_image")
+    first.examples.click(show, first.examples, [form.prompt, *first.outputs], **PRIVATE)
+
+
 def wire_forecast(
     studio: Studio, page: gr.Blocks, form: Form, player: gr.HTML, shown: gr.HTML
 ) -> None:
@@ -109,9 +152,9 @@ def wire_forecast(
     def forecast(*values: Any) -> str:
         try:
             prompt, variants = form.read(values)
+            outlook = studio.forecast(variants, prompt, form.image_name(values))
         except ValueError as error:
             return html.problems([sentence(error)])
-        outlook = studio.forecast(variants, prompt)
         return html.forecast(outlook, differing_fields(variants), LABELS[: len(variants)])
 
     gr.on(
@@ -122,7 +165,7 @@ def wire_forecast(
         trigger_mode="always_last",
         **PRIVATE,
     )
-    player.made(forecast, form.inputs, shown, **PRIVATE)  # the player says when all clips are there
+    player.made(forecast, form.inputs, shown, **PRIVATE)  # it says when all clips are there
 
 
 def wire_generate(
@@ -133,7 +176,7 @@ def wire_generate(
     @explained
     def generate(*values: Any) -> tuple[dict[str, Any], str]:
         prompt, variants = form.read(values)
-        comparison_id = studio.submit(variants, prompt)
+        comparison_id = studio.submit(variants, prompt, form.image_name(values))
         return studio.status(comparison_id), html.history(studio.history())
 
     button.click(generate, form.inputs, [player, history], **PRIVATE)
@@ -148,18 +191,23 @@ def draw_from_video(studio: Studio, form: Form) -> None:
     @explained
     def take(path: str, label: str, *values: Any) -> Updates:
         recipe = read_recipe(Path(path))
-        variant = from_recipe(recipe)
-        rebuilt = to_recipe(studio.registry, variant, recipe.prompt)
+        variant, image = from_recipe(recipe), studio.images.name(recipe.image)
+        if recipe.image is not None and not image:
+            raise ValueError("The image of this clip is not in this studio; upload it first.")
+        first_frame = studio.images.path(image) if image else None
+        rebuilt = to_recipe(studio.registry, variant, recipe.prompt, first_frame)
         lost = lost_fields(recipe, rebuilt)
         if lost:
             gr.Warning(f"The clip itself was made with another {', '.join(lost)}.")
         _, variants = form.read(values)
         index = LABELS.index(label)
         variants[index : index + 1] = [variant]
-        return form.filled(recipe.prompt, variants)
+        updates = form.filled(recipe.prompt, variants)
+        if first_frame is not None:
+            updates |= form.first_frame.filled(image, first_frame)
+        return updates
 
-    outputs = [*form.inputs, *form.columns]
-    dropped.upload(take, [dropped, target, *form.inputs], outputs, **PRIVATE)
+    dropped.upload(take, [dropped, target, *form.inputs], form.outputs, **PRIVATE)
 
 
 def wire_page_load(
@@ -184,9 +232,12 @@ def wire_page_load(
             recipes = [cell.recipe for cell in comparison.cells]
             updates |= form.filled(recipes[0].prompt, [from_recipe(recipe) for recipe in recipes])
             updates = form.listing(model_choices(studio.registry), updates)
+            images = [name for recipe in recipes if (name := studio.images.name(recipe.image))]
+            if images:
+                updates |= form.first_frame.filled(images[0], studio.images.path(images[0]))
         return updates
 
     outputs = [player, history]
     if form is not None:
-        outputs += [*form.inputs, *form.columns]
+        outputs += form.outputs
     page.load(load, outputs=outputs, **PRIVATE)

@@ -10,8 +10,10 @@ from studio import run_html, run_view
 from studio.forms import PRIVATE
 from studio.live import draw_live, draw_log, draw_pulse
 from studio.messages import explained
-from studio.run_actions import RunActions
+from studio.player import draw_player
+from studio.run_actions import SHIPPED, RunActions
 from studio.studio import Studio
+from trainers import mirror
 
 TITLE = "Runs"
 DRAWN = (  # the figures that the two charts begin with, the first that a run has
@@ -31,7 +33,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
     with gr.Column(visible=False, elem_id="run") as one:
         back = gr.Button("← All runs", size="sm", min_width=110, elem_id="all-runs")
         head = draw_live(does.shown(run_html.head), does.act, "run-head")
-        parts = [head, *draw_parts(does, name)]
+        parts = [head, *draw_parts(studio, does, name)]
 
     def opened(run: str) -> dict[Any, Any]:
         if run:
@@ -55,17 +57,16 @@ def build(studio: Studio, page: gr.Blocks) -> None:
     page.load(linked, outputs=outputs, **PRIVATE)
 
 
-def draw_parts(does: RunActions, name: gr.State) -> list[gr.HTML]:
+def draw_parts(studio: Studio, does: RunActions, name: gr.State) -> list[gr.HTML]:
     """The tabs of the run page; returns what takes the run's name as its value."""
     parts = []
     with gr.Tabs(elem_id="run-tabs"):
-        for title, draw in (
-            ("Overview", run_html.overview),
-            ("Samples", run_html.samples),
-            ("Checkpoints", run_html.checkpoints),
-        ):
-            with gr.Tab(title):
-                parts.append(draw_live(does.shown(draw), does.act, f"run-{title.lower()}"))
+        with gr.Tab("Overview"):
+            parts.append(draw_live(does.shown(run_html.overview), does.act, "run-overview"))
+        with gr.Tab("Samples"):
+            parts.append(draw_samples(studio, does, name))
+        with gr.Tab("Checkpoints"):
+            parts.append(draw_live(does.shown(run_html.checkpoints), does.act, "run-checkpoints"))
         with gr.Tab("Metrics") as tab:
             draw_metrics(does, name, tab)
         with gr.Tab("Log"):
@@ -75,6 +76,20 @@ def draw_parts(does: RunActions, name: gr.State) -> list[gr.HTML]:
     return parts
 
 
+def draw_samples(studio: Studio, does: RunActions, name: gr.State) -> gr.HTML:
+    """All samples, and the two that were chosen in the player."""
+    player = draw_player(studio, "sample-player")
+    samples = draw_live(does.shown(run_html.samples), does.act, "run-samples")
+
+    @explained
+    def pair(run: str, event: gr.EventData) -> Any:
+        return does.pair(run, event.samples)
+
+    samples.pair(pair, name, player, **PRIVATE)
+    name.change(lambda: None, outputs=player, **PRIVATE)
+    return samples
+
+
 # ---------------------------------------------------------------- metrics
 
 
@@ -82,7 +97,11 @@ def draw_metrics(does: RunActions, name: gr.State, tab: gr.Tab) -> None:
     """Two figures side by side, of one run or of several."""
     with gr.Row():
         runs = gr.Dropdown(
-            [], multiselect=True, label="Runs", info="Drawn over each other", elem_id="plot-runs"
+            [],
+            multiselect=True,
+            label="Runs",
+            info="Drawn over each other; shipped ones are how our own runs of a preset went",
+            elem_id="plot-runs",
         )
         smoothing = gr.Slider(
             0,
@@ -100,6 +119,8 @@ def draw_metrics(does: RunActions, name: gr.State, tab: gr.Tab) -> None:
                 plots.append(
                     gr.LinePlot(x="step", y="value", color="run", height=300, show_label=False)
                 )
+    for package in mirror.installed():
+        gr.Markdown(f"`python -m trainers.mirror runs/NAME --to {package}` follows a run there.")
     pulse = draw_pulse()
 
     def draw(names: list[str], smooth: float, *picked: str | None) -> list[pandas.DataFrame]:
@@ -109,11 +130,13 @@ def draw_metrics(does: RunActions, name: gr.State, tab: gr.Tab) -> None:
     def begin(run: str) -> Any:
         if not run:
             return [gr.skip()] * 5
-        others = [other.name for other in does.supervisor.runs()]
+        shipped = [SHIPPED + preset for preset in does.shipped_curves(run)]
+        others = [*(other.name for other in does.supervisor.runs()), *shipped]
+        drawn = [*shipped[:1], run]  # the newest on top
         known = run_view.figures(does.supervisor.run(run).folder)
         chosen = [first_known(wanted, known) for wanted in DRAWN]
         updates = [gr.update(choices=known, value=figure) for figure in chosen]
-        return gr.update(choices=others, value=[run]), *updates, *draw([run], 0, *chosen)
+        return gr.update(choices=others, value=drawn), *updates, *draw(drawn, 0, *chosen)
 
     inputs = [runs, smoothing, *pickers]
     gr.on([tab.select, name.change], begin, name, [runs, *pickers, *plots], **PRIVATE)
@@ -133,7 +156,7 @@ def frame(
     """The points of a figure in all these runs."""
     rows = []
     for name in names if figure else ():
-        curve = run_view.curve(does.supervisor.run(name).folder, str(figure), smoothing)
+        curve = does.curve(name, str(figure), smoothing)
         rows += [(step, value, name) for step, value in zip(curve.steps, curve.values, strict=True)]
     return pandas.DataFrame(rows, columns=["step", "value", "run"])
 
@@ -167,7 +190,7 @@ def draw_settings(does: RunActions, name: gr.State, tab: gr.Tab) -> None:
             return gr.skip(), gr.skip(), gr.skip()
         presets, runs = does.comparable(run)
         choices = [*(PRESET + preset for preset in presets), *runs]
-        near = next((p for p in presets if run.startswith(p.replace("_", "-"))), None)
+        near = does.nearest_preset(run, presets)
         chosen = PRESET + near if near else next(iter(choices), None)
         update = gr.update(choices=choices, value=chosen)
         return update, compare(run, chosen), does.config_text(run)

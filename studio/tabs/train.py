@@ -9,7 +9,9 @@ import gradio as gr
 
 from studio import train_html
 from studio.forms import PRIVATE
+from studio.launch import Devices, num_ranks
 from studio.messages import explained
+from studio.place import Place, draw_place
 from studio.plan import make_plan
 from studio.schemas import Tree, descriptions
 from studio.studio import Studio
@@ -29,22 +31,23 @@ class Start:
     training: Training
     method: gr.Dropdown
     settings: gr.HTML  # its value is {"html": ...} from here, {"values": ...} from the page
-    devices: gr.CheckboxGroup
+    place: Place
 
     @property
     def inputs(self) -> list[gr.components.Component]:
         """In the order that `read` expects."""
-        return [self.method, self.settings, self.devices]
+        return [self.method, self.settings, *self.place.inputs]
 
     def read(
-        self, method: str | None, settings: Mapping[str, Any] | None, devices: list[str]
-    ) -> tuple[Tree, list[str]]:
+        self, method: str | None, settings: Mapping[str, Any] | None, *place: Any
+    ) -> tuple[Tree, Devices]:
         """The tree and the devices. ValueError naming the field that cannot be read."""
         if method is None or not settings or "values" not in settings:
             raise ValueError("method: choose one first")
-        return {**self.training.form(method).read(settings["values"]), "method": method}, devices
+        tree = {**self.training.form(method).read(settings["values"]), "method": method}
+        return tree, self.place.read(*place)
 
-    def checked(self, *values: Any) -> tuple[Tree, list[str]]:
+    def checked(self, *values: Any) -> tuple[Tree, Devices]:
         """The whole, valid configuration and the devices. ValueError naming the field."""
         tree, devices = self.read(*values)
         checked = self.training.check(tree)
@@ -68,15 +71,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
                 elem_id="settings",
             )
         with gr.Column(scale=2, min_width=300, elem_id="train-start"):
-            known = training.devices()
-            devices = gr.CheckboxGroup(
-                known,
-                value=known[:1],
-                label="Devices",
-                info="One process each; a run waits until they are free",
-                elem_id="devices",
-            )
-            start = Start(training, method, settings, devices)
+            start = Start(training, method, settings, draw_place(training.devices()))
             draw_check(start)
             draw_plan(start)
             draw_buttons(start)
@@ -134,14 +129,12 @@ def wire_choice(start: Start, page: gr.Blocks, preset: gr.Dropdown, row: gr.Row)
         tree, devices = training.supervisor.clone(run)
         method = str(tree.get("method"))
         updates = {start.method: method, preset: gr.update(choices=choices(method), value=None)}
-        if devices:
-            updates[start.devices] = list(devices)
-        return updates | drawn(method, tree)
+        return updates | start.place.filled(devices) | drawn(method, tree)
 
     outputs = [preset, start.settings, row]
     start.method.input(choose_method, start.method, outputs, **PRIVATE)
     preset.input(choose_preset, [start.method, preset], outputs, **PRIVATE)
-    page.load(load, outputs=[start.method, start.devices, *outputs], **PRIVATE)
+    page.load(load, outputs=[start.method, *start.place.outputs, *outputs], **PRIVATE)
 
 
 def draw_check(start: Start) -> None:
@@ -175,9 +168,9 @@ def draw_check(start: Start) -> None:
         checked = start.training.check(tree)
         if checked.tree is None:
             return train_html.problem(checked.problem, checked.path)
-        return train_html.verdict(start.training.advice(checked.tree, len(devices)))
+        return train_html.verdict(start.training.advice(checked.tree, num_ranks(devices)))
 
-    for event in (start.settings.edit, start.devices.change):
+    for event in (start.settings.edit, *(field.change for field in start.place.inputs)):
         event(show, start.inputs, [command, preview], **LIVE)
         event(check, start.inputs, verdict, **LIVE)
 
@@ -190,7 +183,7 @@ def draw_plan(start: Start) -> None:
     @explained
     def plan(*values: Any) -> str:
         tree, devices = start.checked(*values)
-        return train_html.plan(make_plan(tree, devices), tree["num_steps"])
+        return train_html.plan(make_plan(tree, num_ranks(devices)), tree["num_steps"])
 
     event = {"api_visibility": "private", "concurrency_limit": 1, "concurrency_id": "plan"}
     button.click(plan, start.inputs, shown, **event)

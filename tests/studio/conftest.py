@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import psutil
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from safetensors.numpy import save_file
 
 from pipelines.recipe import Recipe
@@ -26,6 +26,8 @@ from studio.store import Job, Store
 from studio.supervisor import Supervisor
 from studio.workers import store_path
 from tests.trainers.conftest import config_tree, micro_data, whole_model  # noqa: F401
+
+expect.set_options(timeout=30_000)  # a page loads in 1 s, and in 10 while two processes test
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_WAN = ROOT / "assets" / "tiny-wan"

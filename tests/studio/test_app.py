@@ -149,11 +149,11 @@ def viewer(app: App) -> Iterator[App]:
     watching.stop()
 
 
-def call_server(app: App, name: str, data: object) -> dict[str, Any]:
-    """Calls a server function of the player over raw HTTP."""
+def call_server(app: App, name: str, data: object, part: str = "player") -> Any:
+    """Calls a server function of the player, or of another part, over raw HTTP."""
     config = json.load(urllib.request.urlopen(app.url + "config"))
-    (player,) = [c for c in config["components"] if c["props"].get("elem_id") == "player"]
-    body = {"session_hash": "x", "component_id": player["id"], "fn_name": name, "data": data}
+    (found,) = [c for c in config["components"] if c["props"].get("elem_id") == part]
+    body = {"session_hash": "x", "component_id": found["id"], "fn_name": name, "data": data}
     request = urllib.request.Request(
         app.url + "gradio_api/component_server",
         json.dumps(body).encode(),
@@ -181,6 +181,26 @@ def test_a_viewer_sees_comparisons_and_can_make_or_cancel_nothing(app: App, view
         ("commands", comparison),
     ):
         assert "viewing only" in call_server(viewer, name, data)["error"], name
+
+
+def test_a_viewer_sees_the_models_and_can_download_none(app: App, viewer: App) -> None:
+    shown = call_server(viewer, "show", "", "model-list")
+    assert "Wan2.1 T2V 1.3B" in shown
+    assert "<button" not in shown
+    assert str(ROOT) not in shown
+    for action in ("download", "stop"):
+        answer = call_server(viewer, "act", ["wan2.1-t2v-1.3b", action, ""], "model-list")
+        assert "viewing only" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [["../x", "download"], ["tiny-wan", "download"], ["wan2.1-t2v-1.3b", "rm"], [[], {}], [1, 2]],
+    ids=str,
+)
+def test_the_list_of_models_refuses_what_is_no_download(app: App, data: list[object]) -> None:
+    answer = call_server(app, "act", [*data, ""], "model-list")
+    assert "can be downloaded" in answer["error"] or "no action" in answer["error"]
 
 
 def test_the_server_functions_refuse_what_is_not_an_id(app: App) -> None:

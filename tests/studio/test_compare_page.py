@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from pipelines.video import read_recipe
@@ -12,6 +14,7 @@ from tests.studio.conftest import PROMPT, App, wait_for
 
 TIMES = "() => [...document.querySelectorAll('.player-tile video')].map((v) => v.currentTime)"
 FRAME_SEC = 1 / 8
+SLOW_MS = 20_000  # for what the server has to answer first, on a busy machine
 ATTACK = """<img src=x onerror="window.hacked=1"> "quoted" ' ../../etc ${1+1} {{value}} `x`"""
 LOCAL = re.compile(r"(https?://127\.0\.0\.1[:/]|data:|blob:)")
 
@@ -185,7 +188,10 @@ def test_unlocked_fields_move_into_the_variants(app: App, compare: Page) -> None
 
 
 def test_a_clip_with_a_lora_fills_a_variant_again(app: App, compare: Page) -> None:
+    expect(field(compare, "A", "lora_2")).to_be_hidden()
     choose(compare, "A", "lora", "style")
+    expect(compare.locator("#variant-A-lora")).to_contain_text("diffusers: 1 of 1 layers, rank 4")
+    expect(field(compare, "A", "lora_2")).to_be_visible()
     field(compare, "A", "lora_alpha").fill("2")
     field(compare, "A", "strength").fill("0.5")
     comparison_id = generate(compare, 1, 1, seed=7)
@@ -218,16 +224,48 @@ def test_more_variants_can_be_added_and_exported_side_by_side(app: App, compare:
         assert (app.data / "exports" / f"{comparison_id}-ABC.{kind}").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("width", [390, 768])
-def test_a_narrow_page_does_not_scroll_sideways(compare: Page, width: int) -> None:
+def test_a_narrow_page_does_not_scroll_sideways(compare: Page) -> None:
     generate(compare, 1, 1, seed=9)
     wait_until_made(compare)
-    compare.set_viewport_size({"width": width, "height": 844})
-    compare.wait_for_timeout(300)
-    assert compare.evaluate("document.documentElement.scrollWidth") <= width
+    for width in (390, 768):
+        compare.set_viewport_size({"width": width, "height": 844})
+        compare.wait_for_timeout(300)
+        assert compare.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_an_unknown_link_opens_an_empty_page_with_a_sentence(app: App, compare: Page) -> None:
     compare.goto(f"{app.url}?v=../../etc/passwd")
     expect(compare.get_by_text("does not exist here")).to_be_visible(timeout=20_000)
     expect(compare.locator(".player")).to_be_hidden()
+
+
+def test_an_image_is_asked_for_shown_with_its_clip_and_found_again_by_the_link(
+    app: App, compare: Page, tmp_path: Path
+) -> None:
+    row = compare.locator("#first-frame")
+    expect(row).to_be_hidden()
+    choose(compare, "A", "model", "TinyWan image-to-video")
+    expect(row).to_be_visible(timeout=SLOW_MS)
+    expect(compare.locator("#forecast")).to_contain_text(
+        "Variant A: image is missing", timeout=SLOW_MS
+    )
+    picture = tmp_path / "red.png"
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(picture)
+    compare.locator("#first-frame-image input[type=file]").set_input_files(picture)
+    expect(compare.locator("#forecast")).not_to_contain_text("image is missing", timeout=SLOW_MS)
+    comparison_id = generate(compare, 1, 1, seed=11)
+    wait_until_made(compare)
+    image = compare.locator(".player-tile[data-label=A] .player-first-frame")
+    assert image.evaluate("(node) => node.naturalWidth") == 32
+    expect(compare.locator(".player-tile[data-label=B] .player-first-frame")).to_have_count(0)
+    comparison = app.store.comparison(comparison_id)
+    assert comparison is not None
+    assert [cell.recipe.image is not None for cell in comparison.cells] == [True, False]
+    compare.reload()
+    expect(row.locator("img").first).to_be_visible(timeout=SLOW_MS)
+    expect(compare.locator("#forecast")).to_contain_text("2 of 2 already made", timeout=SLOW_MS)
+    compare.locator("#first-frame-examples img").nth(2).click()
+    expect(compare.locator("#prompt textarea")).to_have_value(
+        re.compile("white triangle"), timeout=SLOW_MS
+    )
+    expect(compare.locator("#forecast")).not_to_contain_text("already made", timeout=SLOW_MS)

@@ -22,7 +22,7 @@ SHOW = """(html) => {
   (() => { SCRIPT })();
   window.values = () => props.value.values;
 }""".replace("SCRIPT", SCRIPT.read_text())
-CHOICES = {"model": ["tiny-wan"], "start_from": ["tiny-dmd4"], "reward": ["shapes"]}
+CHOICES = {"model": ["tiny-wan"], "start_from": ["tiny-dmd4"], "kind": ["shapes"]}
 
 schemas = functools.cache(read_schemas)
 
@@ -145,3 +145,14 @@ def test_a_schema_says_what_the_form_needs() -> None:
     schema: Schema = schemas()["dmd2"]
     assert {"name", "method", "algorithm", "data"} <= schema["properties"].keys()
     assert field_path(("data", "prompts", "buckets", 0, "width")) == ("data", "prompts", "buckets")
+
+
+def test_settings_whose_names_only_their_reader_knows_are_yaml(page: Page) -> None:
+    choice = {"kind": "hps", "settings": {"version": "v2.0", "fit": "squash"}}
+    tree = yaml.safe_load(Path("presets/train/wan1.3b_draft_hps.yaml").read_text())
+    form = shown(page, tree | {"reward": choice})
+    assert read(page, form, "draft")["reward"]["settings"] == choice["settings"]
+    values = page.evaluate("window.values()")
+    assert form.read(values | {"reward.settings": ""})["reward"]["settings"] == {}
+    with pytest.raises(ValueError, match=r"^reward\.settings: is not YAML; write"):
+        form.read(values | {"reward.settings": "version v2"})

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from pipelines.registry import Registry
 from studio.forms import field_id
 from tests.studio.conftest import App
 
 RUN = "from-the-form"
-SLOW = 90_000  # ms; the first look at a method imports torch
+SLOW = 180_000  # ms; the first look at a method imports torch, and machines are busy
 SMALL = {
     "name": RUN,
     "num_steps": "4",
@@ -65,23 +66,29 @@ def test_a_run_is_started_from_the_form_and_watched_to_its_end(app: App, page: P
     expect(figures).to_contain_text("student/loss", timeout=SLOW)  # live: the run still goes on
     expect(head.locator(".run-title .run-state")).to_have_text("finished", timeout=SLOW)
     page.get_by_role("tab", name="Samples").click()
-    expect(page.locator("#run-samples video")).to_have_count(3, timeout=20_000)
+    expect(page.locator("#run-samples video")).to_have_count(3, timeout=SLOW)
     ready = "[...document.querySelectorAll('#run-samples video')].every((v) => v.readyState > 0)"
     page.wait_for_function(ready)
+    page.locator("#run-samples .sample").first.click()
+    page.locator("#run-samples .sample").last.press("Enter")
+    expect(page.locator("#sample-player video")).to_have_count(2, timeout=SLOW)
+    expect(page.locator("#sample-player .player-title")).to_have_text(["teacher", "step 2"])
+    page.get_by_role("tab", name="Metrics").click()
+    expect(page.locator("#plot-runs")).to_contain_text("shipped tiny_dmd", timeout=SLOW)
     page.get_by_role("tab", name="Log").click()
-    expect(page.locator(".log-lines")).to_contain_text("step 4/4", timeout=20_000)
+    expect(page.locator(".log-lines")).to_contain_text("step 4/4", timeout=SLOW)
     page.get_by_role("tab", name="Settings").click()
-    expect(page.locator("#settings-diff")).to_contain_text("num_steps", timeout=20_000)
+    expect(page.locator("#settings-diff")).to_contain_text("num_steps", timeout=SLOW)
     page.locator("#all-runs").click()
     row = page.locator(".run-row", has_text=RUN)
-    expect(row).to_contain_text("finished", timeout=20_000)
+    expect(row).to_contain_text("finished", timeout=SLOW)
     expect(row.locator("polyline")).to_have_count(1)
 
 
 def test_an_exported_student_opens_in_compare(app: App, page: Page) -> None:
     page.goto(f"{app.url}?run={RUN}")
     page.get_by_role("tab", name="Checkpoints").click()
-    page.locator(".run-export button").click()
+    page.locator(".run-export").get_by_text("Try in Compare").click()
     page.wait_for_url("**v=*")
     comparison = app.store.comparison(page.url.split("v=")[1])
     assert comparison is not None
@@ -96,8 +103,26 @@ def test_a_checkpoint_opens_in_compare_and_is_a_choice_there(app: App, page: Pag
     comparison = app.store.comparison(page.url.split("v=")[1])
     assert comparison is not None
     assert [cell.recipe.model for cell in comparison.cells] == ["tiny-wan", f"{RUN}@4"]
+    expect(page.locator("#player video")).to_have_count(2, timeout=SLOW)
     chosen = page.locator(f"#{field_id('B', 'model')} input")
-    expect(chosen).to_have_value(f"{RUN}@4 (distilled)", timeout=20_000)
+    expect(chosen).to_have_value(f"{RUN}@4 (distilled)", timeout=SLOW)
+
+
+def test_a_student_that_is_kept_is_a_model_of_its_own(app: App, page: Page) -> None:
+    page.goto(f"{app.url}?run={RUN}")
+    page.get_by_role("tab", name="Checkpoints").click()
+    row = page.locator(".run-export")
+    row.locator("input").fill("../kept")
+    row.get_by_text("Keep as a model").click()
+    note = page.locator("#run-checkpoints .live-note")
+    expect(note).to_have_text(re.compile("^model: use up to 64 letters"), timeout=SLOW)
+    row.locator("input").fill("kept")
+    row.get_by_text("Keep as a model").click()
+    expect(note).to_contain_text("kept is a model now", timeout=SLOW)
+    row.get_by_text("Keep as a model").click()
+    expect(note).to_contain_text("there is a model kept already", timeout=SLOW)
+    kept = Registry(runs_dir=app.data / "runs").models()["kept"]
+    assert (kept.base, kept.missing) == ("tiny-wan", None)
 
 
 def test_a_clone_has_the_settings_of_the_run_and_a_name_of_its_own(app: App, page: Page) -> None:
@@ -109,24 +134,29 @@ def test_a_clone_has_the_settings_of_the_run_and_a_name_of_its_own(app: App, pag
 def test_a_run_is_deleted_after_a_second_click_and_lies_in_the_trash(app: App, page: Page) -> None:
     page.goto(f"{app.url}?run={RUN}")
     delete = page.locator("#run-head [data-do=delete]")
-    delete.click(timeout=20_000)
+    delete.click(timeout=SLOW)
     expect(delete).to_have_text("Move to the trash?")
     assert (app.data / "runs" / RUN).is_dir()
     delete.click()
-    expect(page.locator("#run-list")).to_be_visible(timeout=20_000)
+    expect(page.locator("#run-list")).to_be_visible(timeout=SLOW)
     assert not (app.data / "runs" / RUN).exists()
+    assert (app.data / "runs" / "models" / "kept").is_dir()
     (trashed,) = (app.data / "runs" / ".trash").glob(f"{RUN}*")
     assert (trashed / "config.yaml").is_file()
 
 
-@pytest.mark.parametrize("width", [390, 768])
-def test_train_and_runs_do_not_scroll_sideways(app: App, page: Page, width: int) -> None:
-    page.set_viewport_size({"width": width, "height": 844})
+def test_train_and_runs_do_not_scroll_sideways(app: App, page: Page) -> None:
     open_form(page, app, "finetune")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    no_scroll_sideways(page)
     page.goto(f"{app.url}?run=nothing")
-    expect(page.locator("#run-list")).to_be_visible(timeout=20_000)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    expect(page.locator("#run-list")).to_be_visible(timeout=SLOW)
+    no_scroll_sideways(page)
+
+
+def no_scroll_sideways(page: Page) -> None:
+    for width in (390, 768):
+        page.set_viewport_size({"width": width, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 # Over raw HTTP
@@ -159,9 +189,9 @@ def call(app: App, part: dict[str, Any], function: str, data: object) -> tuple[i
 
 
 @pytest.mark.parametrize("data", [["../x", "delete"], ["$(id)", "stop"], ["x", "rm"], [1, None]])
-def test_actions_refuse_what_is_no_run(app: App, data: object) -> None:
+def test_actions_refuse_what_is_no_run(app: App, data: list[object]) -> None:
     parts = {c["props"].get("elem_id"): c for c in config(app)["components"]}
-    status, text = call(app, parts["run-list"], "act", data)
+    status, text = call(app, parts["run-list"], "act", [*data, ""])
     assert status == 200
     assert re.search("there is no (run|action)", text)
 

@@ -32,7 +32,7 @@ def training(tmp_path: Path) -> Training:
 
 
 def test_the_plan_is_the_trainers_own_dry_run() -> None:
-    made = make_plan(whole(num_steps=100), ["cpu"])
+    made = make_plan(whole(num_steps=100), 1)
     groups = {heading.partition(",")[0]: dict(rows) for heading, rows in made.groups}
     assert groups["parameters"]["student"].startswith("0.32 M, 0.32 M trained")
     assert "total" in groups["memory a rank"]
@@ -45,7 +45,7 @@ def test_the_plan_is_the_trainers_own_dry_run() -> None:
 
 def test_a_plan_that_the_trainer_refuses_says_why() -> None:
     with pytest.raises(ValueError, match="model 'nothing' is unknown"):
-        make_plan(whole(model="nothing"), ["cpu"])
+        make_plan(whole(model="nothing"), 1)
 
 
 def test_the_plan_counts_the_chosen_devices_as_ranks() -> None:

@@ -7,14 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from pipelines.files import Header
 from pipelines.recipe import Adapter, Recipe, SamplerSpec
 from pipelines.registry import Registry
 from pipelines.video import read_recipe
+from studio.lora_hints import NO_HINT, lora_hint
+from studio.metrics import estimate_sec, metric_lines
 from studio.panels import model_choices
 from studio.store import ClipInfo
-from studio.studio import estimate_sec, metric_lines
 from studio.variants import (
     Variant,
     cli_command,
@@ -56,6 +60,40 @@ def test_a_recipe_survives_the_way_through_a_panel(registry: Registry) -> None:
     again = to_recipe(registry, from_recipe(recipe), recipe.prompt)
     assert again == recipe
     assert lost_fields(recipe, again) == []
+
+
+def test_several_loras_survive_the_way_through_a_panel_and_the_command_line(
+    registry: Registry, tmp_path: Path
+) -> None:
+    shutil.copy(registry.loras()[0], tmp_path / "one.safetensors")
+    second = Header(registry.loras()[0]).shapes
+    arrays = {name: np.ones(shape, np.float32) for name, shape in second.items()}
+    save_file(arrays, tmp_path / "two.safetensors")
+    found = Registry([tmp_path])
+    one, two = map(str, found.loras()[:2])
+    variant = Variant(model="tiny-wan", lora=one, strength=0.5, lora_3=two, strength_3=-2)
+    recipe = to_recipe(found, variant, "a red circle")
+    assert [(a.path, a.strength) for a in recipe.adapters] == [(one, 0.5), (two, -2)]
+    again = from_recipe(recipe)
+    assert (again.lora, again.lora_2, again.strength_2, again.lora_3) == (one, two, -2, None)
+    assert to_recipe(found, again, "a red circle") == recipe
+    words = shlex.split(cli_command(found, recipe, "a.mp4"))
+    assert [words[i + 1] for i, w in enumerate(words) if w == "--lora"] == [
+        f"{one}:0.5",
+        f"{two}:-2",
+    ]
+    with pytest.raises(ValueError, match="chosen twice"):
+        to_recipe(found, variant.model_copy(update={"lora_3": one}), "a red circle")
+
+
+def test_the_hint_beside_a_lora_says_what_fits(registry: Registry, tmp_path: Path) -> None:
+    lora = registry.loras()[0]
+    assert lora_hint(registry, "tiny-wan", str(lora)) == "diffusers: 1 of 1 layers, rank 4"
+    assert lora_hint(registry, "tiny-wan", None) == NO_HINT
+    wide = {name: np.ones([64, 64], np.float32) for name in Header(lora).shapes}
+    save_file(wide, tmp_path / "wide.safetensors")
+    hint = lora_hint(registry, "tiny-wan", str(tmp_path / "wide.safetensors"))
+    assert hint.startswith("It was made for another model: blocks.0.attn1.to_q is 64x64")
 
 
 def test_what_a_panel_cannot_show_is_named(registry: Registry) -> None:

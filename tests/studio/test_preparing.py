@@ -1,0 +1,62 @@
+"""A preparation as a run of the supervisor: stopped, resumed, finished; and looks that fail."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.registry import Registry
+from studio.preparing import Preparing
+from studio.schemas import Methods
+from studio.supervisor import Supervisor
+from studio.training import Training
+from tests.studio.runs import until
+from trainers.look import look
+
+
+@pytest.fixture
+def preparing(tmp_path: Path, supervisor: Supervisor) -> Iterator[Preparing]:
+    training = Training(Registry(), Methods(tmp_path), supervisor)
+    yield Preparing(training)
+    training.methods.close()
+
+
+def tree(source: Path) -> dict[str, object]:
+    return {"method": "prepare", "name": "prompts", "source": str(source), "model": "tiny-wan"}
+
+
+def test_it_is_stopped_and_resumed_as_a_run_and_becomes_data(
+    preparing: Preparing, supervisor: Supervisor, tmp_path: Path
+) -> None:
+    prompts = [f"a red circle number {number}" for number in range(400)]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    name = preparing.start(tree(tmp_path / "prompts.txt"), ["cpu"])
+    until(supervisor, name, "running")
+    supervisor.stop(name)
+    run = until(supervisor, name, "stopped")
+    assert run.num_steps == 400
+    (data,) = preparing.data_sets()
+    assert not data.captions
+    supervisor.resume(name)
+    assert until(supervisor, name, "finished").step > run.step
+    (data,) = preparing.data_sets()
+    assert list(data.captions) == prompts
+    assert data.shapes == ((16, 5, 8, 8),)
+    assert data.num_bytes > 10**5
+
+
+def test_a_look_says_what_is_wrong_in_the_words_of_the_command(
+    preparing: Preparing, tmp_path: Path
+) -> None:
+    for change, said in (
+        ({"frames": "6"}, "frames: is 6 but must be 4n[+]1; try 5"),
+        ({"source": str(tmp_path / "no")}, "source: .* does not exist"),
+        ({"fps": "many"}, "fps: "),
+        ({"device": "cpu"}, "device: is not a known setting"),
+    ):
+        (tmp_path / "prompts.txt").write_text("a red circle")
+        with pytest.raises(ValueError, match=f"^{said}"):
+            look(tree(tmp_path / "prompts.txt") | change, 0)
+    with pytest.raises(ValueError, match="did you mean"):
+        preparing.look(tree(tmp_path / "prompts.txt") | {"model": "tiny-van"})
+    assert preparing.data_sets() == []
