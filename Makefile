@@ -1,4 +1,4 @@
-# make studio | make test | make tiny | make students | make bench. Each sets up what it needs; nothing comes from a model hub.
+# make studio | make test | make tiny | make students | make rewards | make bench | make bench-gpu. Each sets up what it needs; nothing comes from a model hub.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -6,8 +6,9 @@ TINY := assets/tiny-wan
 ARGS ?=
 # In this order: some start at the one before. tiny_step24 is only a stage on the way.
 STUDENTS := cfg step24 step12 step6 consistency4 dmd4 dmd2 dmd1
+IMAGE_STUDENTS := cfg dmd4
 
-.PHONY: studio test lint tiny students bench clean
+.PHONY: studio test lint tiny students rewards bench bench-gpu clean
 
 studio: $(VENV)/ready
 	$(RUN) app.py $(ARGS)
@@ -23,7 +24,11 @@ lint: $(VENV)/ready-dev
 bench: $(VENV)/ready-dev
 	$(RUN) -m tests.bench $(ARGS)
 
-# Trains TinyWan from random weights: autoencoder, then transformer, each resumable (run it again after a stop).
+bench-gpu: $(VENV)/ready-dev
+	$(RUN) -m tests.bench_gpu $(ARGS)
+
+# Trains TinyWan from random weights: autoencoder, transformer, then the transformer that continues images. Each is resumable
+# (run it again after a stop).
 tiny: $(VENV)/ready
 	test -f $(TINY)/model_index.json || $(RUN) -m trainers.worlds.tiny_wan init $(TINY) --seed 0
 	$(RUN) -m trainers presets/train/tiny_vae.yaml
@@ -33,6 +38,11 @@ tiny: $(VENV)/ready
 	$(RUN) -m trainers presets/train/tiny_base.yaml
 	$(RUN) -m trainers.worlds.tiny_wan install runs/tiny-base/export $(TINY)
 	$(RUN) -m trainers.worlds.evaluate prompts --model $(TINY)
+	test -d $(TINY)-i2v/transformer || $(RUN) -m trainers.worlds.tiny_wan init-i2v $(TINY) $(TINY)-i2v
+	$(RUN) -m trainers presets/train/tiny_i2v_base.yaml
+	$(RUN) -m trainers.worlds.tiny_wan install runs/tiny-i2v-base/export $(TINY)-i2v
+	$(RUN) -m trainers.worlds.evaluate images tiny-wan-i2v --seeds 0
+	$(RUN) -m trainers.worlds.tiny_clip train assets/tiny-clip --num-steps 1200
 
 # Distils TinyWan into its students, each resumable, and measures them beside it.
 students: $(VENV)/ready
@@ -43,7 +53,25 @@ students: $(VENV)/ready
 	  test $$name = step24 || mkdir -p assets/students/tiny-$$name; \
 	  test $$name = step24 || cp -r runs/tiny-$$name/export/. assets/students/tiny-$$name/; \
 	done
+	set -e; for name in $(IMAGE_STUDENTS); do \
+	  $(RUN) -m trainers presets/train/tiny_i2v_$$name.yaml; \
+	  mkdir -p assets/students/tiny-i2v-$$name; \
+	  cp -r runs/tiny-i2v-$$name/export/. assets/students/tiny-i2v-$$name/; \
+	done
 	$(RUN) -m trainers.worlds.evaluate students $(patsubst %,tiny-%,$(filter-out step24,$(STUDENTS)))
+	$(RUN) -m trainers.worlds.evaluate images tiny-wan-i2v $(patsubst %,tiny-i2v-%,$(IMAGE_STUDENTS))
+
+# Rewards on tiny-weak4, which is tiny_dmd4 at step 100 (save_every=100, then --export 100) and ships.
+rewards: $(VENV)/ready
+	$(RUN) -m trainers presets/train/tiny_draft.yaml
+	mkdir -p assets/students/tiny-draft
+	cp -r runs/tiny-draft/export/. assets/students/tiny-draft/
+	$(RUN) -m trainers presets/train/tiny_nft.yaml
+	$(RUN) -m trainers presets/train/tiny_nft.yaml --export 40
+	mkdir -p assets/students/tiny-nft
+	cp -r runs/tiny-nft/exports/step_000040/. assets/students/tiny-nft/
+	$(RUN) -m trainers.worlds.evaluate lora-alpha tiny-draft --plot assets/lora-alpha.svg
+	$(RUN) -m trainers.worlds.evaluate lora-alpha tiny-nft --factors 1
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
