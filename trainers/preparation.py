@@ -72,6 +72,7 @@ class Preparation:
         tracker.event("started", num_ranks=self.num_ranks, pid=os.getpid())
         progress = Progress(tracker, len(self.items))
         is_whole = self._make_shards(progress) and self._wait_for_others(progress)
+        progress.show(self._num_done(None))  # fast work ends within a second of the line before
         if is_whole:
             self._finish()
         tracker.event("finished" if is_whole else "stopped")

@@ -11,7 +11,7 @@ from gradio.components import Component
 from pipelines.recipe import Adapter
 from pipelines.video import read_recipe
 from studio import html
-from studio.forms import PRIVATE, Form, Updates
+from studio.forms import PRIVATE, Form, Updates, on_choice
 from studio.images import Example
 from studio.lora_hints import lora_hint
 from studio.messages import explained
@@ -83,7 +83,6 @@ def wire_count(form: Form, add: gr.Button, remove: gr.Button) -> None:
 def wire_panels(studio: Studio, form: Form) -> None:
     """A newly chosen model or LoRA brings its own settings; locks move fields in and out."""
 
-    @explained
     def fill(index: int, model: str, locks: list[str], *values: Any) -> Updates:
         panel = form.panels[index]
         chosen = zip(values[::2], values[1::2], strict=True)  # LoRA and strength in turn
@@ -101,11 +100,11 @@ def wire_panels(studio: Studio, form: Form) -> None:
     for index, panel in enumerate(form.panels):
         pairs = [panel.fields[name] for pair in LORA_FIELDS for name in pair]
         for name in ("model", *(lora for lora, _ in LORA_FIELDS)):
-            panel.fields[name].input(
+            on_choice(
+                panel.fields[name],
                 partial(fill, index),
                 [panel.fields["model"], form.locks, *pairs],
                 [*panel.fields.values(), *form.shared.values()],
-                **PRIVATE,
             )
     own_shared = [panel.fields[name] for panel in form.panels for name in SHARED_FIELDS]
     form.locks.input(

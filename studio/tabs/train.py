@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from studio import train_html
-from studio.forms import PRIVATE
+from studio.forms import PRIVATE, Updates, on_choice
 from studio.launch import Devices, num_ranks
 from studio.messages import explained
 from studio.place import Place, draw_place
@@ -111,14 +111,12 @@ def wire_choice(start: Start, page: gr.Blocks, preset: gr.Dropdown, row: gr.Row)
     def choices(method: str) -> list[tuple[str, str]]:
         return [*((name, name) for name in training.presets(method)), ("defaults", DEFAULTS)]
 
-    @explained
-    def choose_method(method: str) -> Any:
+    def choose_method(method: str) -> Updates:
         first = training.first_preset(method)
         update = {preset: gr.update(choices=choices(method), value=first)}
         return update | drawn(method, training.preset(method, first))
 
-    @explained
-    def choose_preset(method: str, name: str) -> Any:
+    def choose_preset(method: str, name: str) -> Updates:
         return drawn(method, training.preset(method, name))
 
     @explained
@@ -132,8 +130,8 @@ def wire_choice(start: Start, page: gr.Blocks, preset: gr.Dropdown, row: gr.Row)
         return updates | start.place.filled(devices) | drawn(method, tree)
 
     outputs = [preset, start.settings, row]
-    start.method.input(choose_method, start.method, outputs, **PRIVATE)
-    preset.input(choose_preset, [start.method, preset], outputs, **PRIVATE)
+    on_choice(start.method, choose_method, [start.method], outputs)
+    on_choice(preset, choose_preset, [start.method, preset], outputs)
     page.load(load, outputs=[start.method, *start.place.outputs, *outputs], **PRIVATE)
 
 

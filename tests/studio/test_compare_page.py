@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from pipelines.video import read_recipe
 from studio.workers import clip_path
@@ -209,6 +209,30 @@ def test_a_clip_with_a_lora_fills_a_variant_again(app: App, compare: Page) -> No
     expect(field(compare, "A", "strength")).to_have_value("0.5")
     expect(field(compare, "A", "num_inference_steps")).to_have_value("1")
     expect(field(compare, "B", "num_inference_steps")).to_have_value("4")
+
+
+def test_what_is_typed_right_after_a_choice_stays(compare: Page) -> None:
+    asked: list[str] = []
+    twins: list[Route] = []
+
+    def hold_twins(route: Route) -> None:
+        question = route.request.post_data or ""
+        is_twin = question in asked and PROMPT not in question
+        asked.append(question)
+        if is_twin:
+            twins.append(route)
+        else:
+            route.continue_()
+
+    compare.route("**/queue/join*", hold_twins)
+    choose(compare, "A", "lora", "style")
+    field(compare, "A", "lora_alpha").fill("2")
+    compare.wait_for_timeout(500)
+    assert twins  # else Gradio no longer repeats itself, and studio.forms.on_choice can go
+    for route in twins:
+        route.continue_()
+    compare.wait_for_timeout(1000)
+    expect(field(compare, "A", "lora_alpha")).to_have_value("2")
 
 
 def test_more_variants_can_be_added_and_exported_side_by_side(app: App, compare: Page) -> None:
