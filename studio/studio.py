@@ -20,6 +20,7 @@ from pipelines.registry import Registry
 from pipelines.video import read_recipe, write_grid
 from studio.images import Images
 from studio.metrics import estimate_sec, metric_lines
+from studio.previews import preview_name
 from studio.store import Cell, ClipInfo, Comparison, Job, Store
 from studio.training import Training
 from studio.variants import LABELS, Variant, cli_command, lora_name, to_recipe
@@ -39,7 +40,7 @@ class Studio:
         self.viewer = viewer
         self.memory = memory  # how workers hold the models
         self.training: Training | None = None  # what Train and Runs need; never for viewers
-        for folder in ("clips", "exports", "cache"):
+        for folder in ("clips", "exports", "previews", "cache"):
             (data / folder).mkdir(parents=True, exist_ok=True)
         self.images = Images(data)
         self.store = Store(store_path(data))
@@ -222,7 +223,10 @@ class Studio:
             metrics = metric_lines(info, first)
             shown |= {"state": "finished", "url": f"{name}.mp4"}
             return shown | {"metrics": metrics, "notes": info.notes}
-        return shown | job_status(self.store.latest_job(key), waiting)
+        shown |= job_status(self.store.latest_job(key), waiting)
+        if shown["state"] == "running" and (made := preview_name(self.data, key)):
+            shown["preview"] = FILE_ROUTE + made
+        return shown
 
     def history(self, limit: int = 12) -> list[dict[str, Any]]:
         """Recent comparisons, newest first."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.__main__ import main
@@ -19,40 +18,12 @@ from pipelines.preview import AutoencoderKLWan, load_preview_decoder
 from pipelines.preview_layout import check_preview_decoder
 from pipelines.registry import Registry
 from pipelines.video import read_video
-
-
-def random_file(path: Path, num_channels: int = 16) -> Path:
-    """A file as published: half precision, the numbers of the layers, an encoder as well."""
-    generator = torch.Generator().manual_seed(0)
-
-    def conv(name: str, before: int, after: int, size: int = 3, bias: bool = True) -> None:
-        weight = torch.randn(after, before, size, size, generator=generator)
-        tensors[f"{name}.weight"] = (weight / (before * size * size) ** 0.5).half()
-        if bias:
-            tensors[f"{name}.bias"] = torch.randn(after, generator=generator).half() / 10
-
-    tensors: dict[str, Tensor] = {}
-    conv("encoder.0", 3, 64)
-    conv("decoder.1", num_channels, 256)
-    stages = ((256, 128, 1, (3, 4, 5)), (128, 64, 2, (9, 10, 11)), (64, 64, 2, (15, 16, 17)))
-    for width, after, growth, blocks in stages:
-        for block in blocks:
-            conv(f"decoder.{block}.conv.0", 2 * width, width)
-            conv(f"decoder.{block}.conv.2", width, width)
-            conv(f"decoder.{block}.conv.4", width, width)
-        conv(f"decoder.{blocks[-1] + 2}.conv", width, growth * width, size=1, bias=False)
-        conv(f"decoder.{blocks[-1] + 3}", width, after, bias=False)
-    conv("decoder.22", 64, 3)
-    if path.suffix == ".safetensors":
-        save_file(tensors, path)
-    else:
-        torch.save(tensors, path)
-    return path
+from tests.pipelines.conftest import write_preview_decoder
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_file(tmp_path_factory.mktemp("preview") / "taew2_1.pth")
+    return write_preview_decoder(tmp_path_factory.mktemp("preview") / "taew2_1.pth")
 
 
 def reference(weights: dict[str, Tensor], latents: Tensor) -> Tensor:
@@ -90,7 +61,7 @@ def test_frames_are_those_of_the_published_layers(file: Path) -> None:
 
 
 def test_safetensors_and_pickles_give_the_same_decoder(file: Path, tmp_path: Path) -> None:
-    other = random_file(tmp_path / "taew2_1.safetensors")
+    other = write_preview_decoder(tmp_path / "taew2_1.safetensors")
     assert pickle_shapes(file) == Header(other).shapes
     one, two = (load_preview_decoder(f, "cpu", torch.float32) for f in (file, other))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
@@ -118,7 +89,7 @@ def test_other_files_are_refused_in_one_sentence(file: Path, tmp_path: Path) -> 
         "list.pth": "do not hold tensors by name",
     }
     (tmp_path / "taew2_1.onnx").write_bytes(b"x")
-    random_file(tmp_path / "channels.pth", num_channels=48)
+    write_preview_decoder(tmp_path / "channels.pth", num_channels=48)
     torch.save(without, tmp_path / "missing.pth")
     torch.save(weights | {"blocks.0.weight": torch.ones(1)}, tmp_path / "more.pth")
     (tmp_path / "damaged.pth").write_bytes(file.read_bytes()[:1000])
