@@ -58,10 +58,10 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{option} lets other people run this machine; protect it with --auth USER:PASSWORD"
         )
-    from pipelines.memory_settings import parse_memory
+    from pipelines.memory_settings import memory_words, parse_memory
     from pipelines.preview_layout import check_preview_decoder
 
-    arguments.memory = parse_memory(arguments.memory)
+    arguments.memory = memory_words(parse_memory(arguments.memory))
     if arguments.preview_decoder is not None:
         check_preview_decoder(arguments.preview_decoder)
         arguments.preview_decoder = arguments.preview_decoder.resolve()
@@ -119,7 +119,7 @@ def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> Non
     served = [data / name for name in ("clips", "exports", "images", "previews")]
     if not studio.viewer:
         served.append(RUNS)
-        place = Workplace(data, tuple(models), studio.memory, arguments.preview_decoder)
+        place = Workplace(data, tuple(models), arguments.preview_decoder)
         workers = Workers(studio.store, place, devices)
         runs = Supervisor(RUNS, workers)
         studio.training = Training(registry, Methods(data), runs, (data,))
@@ -130,7 +130,7 @@ def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> Non
         if workers is not None:  # only now: loading a model would slow down the first page
             studio.index_clips()
             studio.training.supervisor.start()  # first: it knows which devices runs still use
-            workers.start(studio.first_model())
+            workers.start(studio.first_model(), studio.memory)
         page.block_thread()
     finally:
         if workers is not None:

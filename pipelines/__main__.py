@@ -25,7 +25,6 @@ from pipelines.download_command import add_download_command
 from pipelines.layouts import Layout
 from pipelines.lightx2v import add_lightx2v_command
 from pipelines.lora_commands import add_lora_commands, parse_adapter
-from pipelines.memory_settings import parse_memory
 from pipelines.preview_layout import check_preview_decoder
 from pipelines.recipe import SamplerName, explain
 from pipelines.registry import ModelEntry, Registry
@@ -116,7 +115,7 @@ def _add_generate_command(commands: Any, folders: argparse.ArgumentParser) -> No
 
 
 def _generate(options: argparse.Namespace) -> None:
-    registry, memory = Registry(options.models), parse_memory(options.memory)
+    registry = Registry(options.models)
     if options.lora_alpha is not None and not options.lora:
         raise ValueError("lora_alpha is given without a LoRA; add --lora PATH or leave it out")
     width, height = _size(options.size)
@@ -126,6 +125,7 @@ def _generate(options: argparse.Namespace) -> None:
         image=options.image,
         adapters=[parse_adapter(text, options.lora_alpha) for text in options.lora],
         seed=options.seed,
+        memory=options.memory,
         steps=options.steps,
         flow_shift=options.shift,
         guidance_scale=options.guidance,
@@ -149,7 +149,7 @@ def _generate(options: argparse.Namespace) -> None:
     device, preview = pick_device(options.device), None
     if options.preview_decoder is not None:
         preview = load_preview_decoder(options.preview_decoder, device, best_dtype(device))
-    for event in generate(recipe, ModelCache(registry, device, memory), options.out, preview):
+    for event in generate(recipe, ModelCache(registry, device), options.out, preview):
         if isinstance(event, Clip):
             _report(event)
         else:

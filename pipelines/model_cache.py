@@ -15,7 +15,7 @@ from pipelines.image_condition import ImageCondition, ImageConditioner
 from pipelines.layouts import weight_bytes
 from pipelines.loading import Components, VideoCodec, best_dtype, load_components
 from pipelines.memory import Placement, require_no_adapters
-from pipelines.memory_settings import PLAIN, Memory
+from pipelines.memory_settings import PLAIN, parse_memory
 from pipelines.recent import Recent
 from pipelines.recipe import Adapter, Recipe
 from pipelines.registry import Registry
@@ -45,14 +45,14 @@ class Inputs:
 class ModelCache:
     """Base models in memory; recipes that agree on prompt or noise share the same tensors.
 
-    Students that are LoRAs share their base, so that switching between them loads nothing.
+    Students that are LoRAs share their base, so that switching between them loads nothing. A base
+    is held once: with other memory settings it is loaded again.
     `num_loads` and `num_encodes` count what was not shared.
     """
 
-    def __init__(self, registry: Registry, device: str, memory: Memory = PLAIN):
+    def __init__(self, registry: Registry, device: str):
         self.registry = registry
         self.device = device
-        self.memory = memory
         self.num_loads = 0
         self.num_encodes = 0
         self._bases: OrderedDict[object, Placement] = OrderedDict()
@@ -67,15 +67,17 @@ class ModelCache:
         """
         entry = self.registry.entry(recipe.model)
         assert entry.folder is not None
-        require_no_adapters(self.memory, len(entry.adapters) + len(recipe.adapters))
+        memory = parse_memory(recipe.memory)
+        require_no_adapters(memory, len(entry.adapters) + len(recipe.adapters))
         text_length = entry.preset.text_length
         key = (entry.networks, joint_fingerprint(entry.networks), text_length)
-        if key in self._bases and not self._bases[key].covers(recipe):
+        if key in self._bases and not self._bases[key].serves(recipe):
             del self._bases[key]
             gc.collect()
         if key not in self._bases:
-            self._make_room(sum(map(weight_bytes, entry.networks)))
-            device = self.device if self.memory == PLAIN else "cpu"
+            alone = memory == "fit" and self.device != "cpu"  # `fit` gives a model the device
+            self._make_room(sum(map(weight_bytes, entry.networks)), alone)
+            device = self.device if memory == PLAIN else "cpu"
             loaded = load_components(
                 entry.folder,
                 text_length,
@@ -83,7 +85,7 @@ class ModelCache:
                 best_dtype(self.device),
                 transformer=entry.transformer,
             )
-            self._bases[key] = Placement(loaded, self.memory, self.device, recipe)
+            self._bases[key] = Placement(loaded, self.device, recipe)
             self.num_loads += 1
         self._bases.move_to_end(key)
         return self._bases[key].components
@@ -121,7 +123,8 @@ class ModelCache:
         assert image.fingerprint is not None  # the recipe is resolved
         conditioner = ImageConditioner(components, components.image_encoder, how)
         size = (recipe.width, recipe.height, recipe.num_frames)
-        key = (joint_fingerprint([entry.folder]), how, image.fingerprint, size)
+        precision = self.placement(components).settings.vae
+        key = (joint_fingerprint([entry.folder]), how, image.fingerprint, size, precision)
         return self._conditions.get(
             key,
             lambda: conditioner.condition(Path(image.path), *size).to(torch.device(self.device)),
@@ -132,12 +135,12 @@ class ModelCache:
             self.num_encodes += 1
             return self.placement(components).encode_prompt([prompt])
 
-        key = (components.text_fingerprint, components.text_length, prompt)
+        rounded = self.placement(components).settings.text_encoder == "fp8_storage"
+        key = (components.text_fingerprint, components.text_length, rounded, prompt)
         return self._embeds.get(key, encode)
 
-    def _make_room(self, num_bytes: int) -> None:
-        """Drops the models used longest ago until the next one fits; `fit` gives it the device."""
-        alone = self.memory == "fit" and self.device != "cpu"
+    def _make_room(self, num_bytes: int, alone: bool) -> None:
+        """Drops the models used longest ago until the next one fits; all where it is `alone`."""
         while self._bases and (alone or self._free_bytes() < num_bytes * MEMORY_MARGIN):
             self._bases.popitem(last=False)
             gc.collect()  # PEFT's wrappers refer to each other in circles

@@ -25,6 +25,7 @@ from pipelines.checkpoints import (
 )
 from pipelines.files import Header, fingerprint, joint_fingerprint
 from pipelines.layouts import is_model_folder, what_is_missing
+from pipelines.memory_settings import memory_words, parse_memory
 from pipelines.overrides import Overrides, negative_prompt_for, override, own_sampler
 from pipelines.recipe import Adapter, FirstFrame, Recipe, explain
 from pipelines.single_file import entry_at, models_in, preset_on_base
@@ -169,6 +170,7 @@ class Registry:
         image: Path | None = None,
         adapters: Sequence[Adapter] = (),
         seed: int = 0,
+        memory: str = "plain",
         **overrides: Unpack[Overrides],
     ) -> Recipe:
         """A complete recipe: the checkpoint's own settings under `overrides`, with fingerprints.
@@ -190,6 +192,7 @@ class Registry:
                 image=None if image is None else FirstFrame(path=str(image)),
                 negative_prompt=negative_prompt_for(entry.preset, sampler, given),
                 seed=seed,
+                memory=memory_words(parse_memory(memory)),
                 **{field: given.get(field, getattr(entry.preset, field)) for field in geometry},
             )
         except ValidationError as error:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 import psutil
 from pebble import ProcessExpired, ProcessPool
 
-from pipelines.memory_settings import PLAIN, Memory
 from pipelines.recipe import Recipe
 from pipelines.registry import Registry
 from studio.previews import Previews, preview_path
@@ -49,11 +48,10 @@ def store_path(data: Path) -> Path:
 
 @dataclass(frozen=True)
 class Workplace:
-    """What a worker process is told: where all lies, and how it holds the models."""
+    """What a worker process is told: where all lies."""
 
     data: Path
     model_dirs: tuple[Path, ...]
-    memory: Memory = PLAIN
     preview_decoder: Path | None = None
 
 
@@ -71,14 +69,14 @@ class Workers:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="dispatcher", daemon=True)
 
-    def start(self, first_model: str | None) -> None:
+    def start(self, first_model: str | None, memory: str = "plain") -> None:
         """Starts the processes; `first_model` is loaded at once, so the first clip comes fast."""
         for device in self.devices:
             if device in self._lent:
                 continue
             self._open_pool(device)
             if first_model is not None:
-                self._pools[device].schedule(warm_up, (self._place, device, first_model))
+                self._pools[device].schedule(warm_up, (self._place, device, first_model, memory))
         self._thread.start()
 
     def stop(self) -> None:
@@ -196,7 +194,7 @@ def _resident_models(place: Workplace, device: str) -> "ModelCache":
 
     if device == "cpu":  # one core stays free: with all taken, each step waits for the slowest
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
-    return ModelCache(Registry(place.model_dirs), device, place.memory)
+    return ModelCache(Registry(place.model_dirs), device)
 
 
 @functools.cache
@@ -212,10 +210,10 @@ def _worker_store(data: Path) -> Store:
     return Store(store_path(data))
 
 
-def warm_up(place: Workplace, device: str, model: str) -> None:
+def warm_up(place: Workplace, device: str, model: str, memory: str) -> None:
     """Imports torch and loads `model`."""
     models = _resident_models(place, device)
-    models.components(models.registry.recipe(model, prompt=""))
+    models.components(models.registry.recipe(model, prompt="", memory=memory))
 
 
 def run_job(place: Workplace, device: str, job_id: int) -> None:
@@ -266,7 +264,7 @@ def clip_info(clip: "Clip") -> ClipInfo:
         denoise_sec=clip.denoise_sec,
         decode_sec=clip.decode_sec,
         total_sec=clip.total_sec,
-        notes=" ".join(clip.notes),
+        notes="\n".join(clip.notes),
     )
 
 
