@@ -1,7 +1,6 @@
 """The preview decoder against the published layout's arithmetic, on random weights."""
 
 import json
-import pickle
 import shutil
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from pipelines.preview import AutoencoderKLWan, load_preview_decoder
 from pipelines.preview_layout import check_preview_decoder
 from pipelines.registry import Registry
 from pipelines.video import read_video
-from tests.pipelines.conftest import write_preview_decoder
+from tests.pipelines.conftest import Payload, write_preview_decoder
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +66,6 @@ def test_safetensors_and_pickles_give_the_same_decoder(file: Path, tmp_path: Pat
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
-class Payload:
-    def __init__(self, marker: Path):
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, tuple[str, str]]:
-        return open, (str(self.marker), "w")
-
-
 def test_other_files_are_refused_in_one_sentence(file: Path, tmp_path: Path) -> None:
     weights = torch.load(file, weights_only=True)
     without = {name: w for name, w in weights.items() if name != "decoder.22.bias"}
@@ -101,13 +92,6 @@ def test_other_files_are_refused_in_one_sentence(file: Path, tmp_path: Path) -> 
             check_preview_decoder(tmp_path / name)
         assert "\n" not in str(refused.value)
     assert not marker.exists()
-
-
-def test_a_bare_pickle_of_code_is_not_run(tmp_path: Path) -> None:
-    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
-    with pytest.raises(ValueError, match=r"a pickle from before PyTorch 1\.6"):
-        pickle_shapes(tmp_path / "bare.pt")
-    assert not (tmp_path / "ran").exists()
 
 
 @pytest.fixture(scope="module")
