@@ -4,6 +4,8 @@ A worker draws it of what the last step took the clean latents to be; it lies in
 goes when the job ends.
 """
 
+import logging
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,8 @@ MIN_PAUSE_SEC = 2.0
 PAUSE = 9  # times what a preview took: so at most a tenth of the time goes to previews
 MAX_WIDTH = 416  # pixels
 QUALITY = 70
+
+log = logging.getLogger(__name__)
 
 
 def preview_path(data: Path, key: str) -> Path:
@@ -47,10 +51,17 @@ class Previews:
 
     def offer(self, estimate: "Tensor") -> None:
         """Draws what the clean latents [1, C, F, H, W] look like, if it is time for a new one."""
+        from torch import OutOfMemoryError
+
         began_sec = time.monotonic()
         if began_sec < self._next_sec:
             return
-        self._draw(estimate)
+        try:
+            self._draw(estimate)
+        except (OutOfMemoryError, OSError) as error:  # the clip goes on without
+            log.warning("no more previews of %s: %s", self._path.stem, error)
+            self._next_sec = math.inf
+            return
         now_sec = time.monotonic()
         self._next_sec = now_sec + max(MIN_PAUSE_SEC, PAUSE * (now_sec - began_sec))
 
