@@ -70,6 +70,12 @@ rewards: $(VENV)/ready
 	$(RUN) -m trainers presets/train/tiny_nft.yaml --export 40
 	mkdir -p assets/students/tiny-nft
 	cp -r runs/tiny-nft/exports/step_000040/. assets/students/tiny-nft/
+	set -e; for stage in chain-dmd5 chain-draft; do \
+	  $(RUN) -m trainers presets/train/tiny_$$(echo $$stage | tr - _).yaml; \
+	  mkdir -p assets/students/tiny-$$stage; \
+	  cp -r runs/tiny-$$stage/export/. assets/students/tiny-$$stage/; \
+	done
+	$(RUN) -m trainers.worlds.evaluate lora-alpha tiny-chain-draft --factors 0 0.5 1
 	$(RUN) -m trainers.worlds.evaluate lora-alpha tiny-draft --plot assets/lora-alpha.svg
 	$(RUN) -m trainers.worlds.evaluate lora-alpha tiny-nft --factors 1
 

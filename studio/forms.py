@@ -4,8 +4,7 @@ A handler gets the components' values as one flat tuple; `Form.read` makes the p
 variants of it, `Form.filled` makes the updates that show them.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +15,10 @@ from pydantic import ValidationError
 from pipelines.recipe import explain
 from studio.first_frame import FirstFrame
 from studio.memory_hints import memory_choices
-from studio.messages import explained
 from studio.variants import LORA_FIELDS, SHARED_FIELDS, Variant
 
 NO_LORA = ""
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-TWIN_SEC = 2.0
 Updates = dict[Component, Any]
 
 
@@ -145,26 +142,3 @@ class Form:
         """Shows the first panels only."""
         columns = {p.column: gr.update(visible=i < num_variants) for i, p in enumerate(self.panels)}
         return {self.num_variants: num_variants, **columns}
-
-
-def on_choice(
-    chosen: gr.Dropdown,
-    handler: Callable[..., Updates],
-    inputs: Sequence[Component],
-    outputs: Sequence[Component],
-) -> None:
-    """Calls a handler when the user has chosen; a ValueError becomes a message in the page.
-
-    A Dropdown says `input` twice for one choice with the mouse (Gradio 6.31), and the second answer
-    would undo what was typed since the first. So the same values soon again are passed over.
-    """
-    answered = gr.State(((), 0.0))
-
-    @explained
-    def answer(before: tuple[tuple[Any, ...], float], *values: Any) -> Any:
-        now = time.monotonic()
-        if values == before[0] and now - before[1] < TWIN_SEC:
-            return gr.skip()
-        return handler(*values) | {answered: (values, now)}
-
-    chosen.input(answer, [answered, *inputs], [answered, *outputs], **PRIVATE)

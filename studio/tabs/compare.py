@@ -11,7 +11,8 @@ from gradio.components import Component
 from pipelines.recipe import Adapter
 from pipelines.video import read_recipe
 from studio import html
-from studio.forms import PRIVATE, Form, Updates, on_choice
+from studio.choices import on_choice
+from studio.forms import PRIVATE, Form, Updates
 from studio.images import Example
 from studio.lora_hints import lora_hint
 from studio.memory_hints import memory_hint

@@ -8,7 +8,8 @@ from typing import Any
 import gradio as gr
 
 from studio import train_html
-from studio.forms import PRIVATE, Updates, on_choice
+from studio.choices import on_choice
+from studio.forms import PRIVATE, Updates
 from studio.launch import Devices, num_ranks
 from studio.messages import explained
 from studio.place import Place, draw_place

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -96,8 +97,10 @@ def test_a_killed_torchrun_or_rank_ends_the_run_and_leaves_no_process(
     wrapper = wrapped(folder)
 
     def ranks() -> list[psutil.Process]:
-        found = [process for process in processes(folder) if process.name() == "sleep"]
-        return found if len(found) == 2 else []
+        with suppress(psutil.NoSuchProcess):  # torchrun's helpers come and go
+            found = [process for process in processes(folder) if process.name() == "sleep"]
+            return found if len(found) == 2 else []
+        return []
 
     rank = wait_for(ranks)[0]
     (rank if victim == "rank" else rank.parent()).kill()

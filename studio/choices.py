@@ -1,0 +1,36 @@
+"""What happens when the user chooses in a Dropdown."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from studio.forms import PRIVATE, Updates
+from studio.messages import explained
+
+TWIN_SEC = 2.0
+
+
+def on_choice(
+    chosen: gr.Dropdown,
+    handler: Callable[..., Updates],
+    inputs: Sequence[Component],
+    outputs: Sequence[Component],
+) -> None:
+    """Calls a handler when the user has chosen; a ValueError becomes a message in the page.
+
+    A Dropdown says `input` twice for one choice with the mouse (Gradio 6.31), and the second answer
+    would undo what was typed since the first. So the same values soon again are passed over.
+    """
+    answered = gr.State(((), 0.0))
+
+    @explained
+    def answer(before: tuple[tuple[Any, ...], float], *values: Any) -> Any:
+        now = time.monotonic()
+        if values == before[0] and now - before[1] < TWIN_SEC:
+            return gr.skip()
+        return handler(*values) | {answered: (values, now)}
+
+    chosen.input(answer, [answered, *inputs], [answered, *outputs], **PRIVATE)
