@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipelines.files import Header, atomic_path, read_json
 from pipelines.guidance import is_guidance_weight, portable_name
-from pipelines.lora_fit import lora_shapes
+from pipelines.lora_fit import adapter_file, lora_shapes
 from pipelines.lora_flavours import DELTAS, Part, recognise
 from pipelines.native_names import TRANSFORMER
 from pipelines.recipe import Adapter, SamplerSpec
@@ -64,12 +64,8 @@ class Lora:
 
 def read_lora(path: Path) -> Lora:
     """Reads a LoRA file (safetensors, or a pickle of plain weights) or a PEFT folder."""
-    settings: dict[str, Any] = {}
-    file = path
-    if path.is_dir():
-        settings = _peft_settings(path)
-        file = path / "adapter_model.safetensors"
-    tensors, metadata = read_tensors(file)
+    settings = _peft_settings(path) if path.is_dir() else {}
+    tensors, metadata = read_tensors(adapter_file(path))
     if "lora_adapter_metadata" in metadata:
         stored = json.loads(metadata["lora_adapter_metadata"])
         settings = {key.removeprefix("transformer."): value for key, value in stored.items()}
