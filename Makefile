@@ -67,17 +67,16 @@ rewards: $(VENV)/ready
 	mkdir -p assets/students/tiny-draft
 	cp -r runs/tiny-draft/export/. assets/students/tiny-draft/
 	$(RUN) -m trainers presets/train/tiny_nft.yaml
-	$(RUN) -m trainers presets/train/tiny_nft.yaml --export 40
 	mkdir -p assets/students/tiny-nft
-	cp -r runs/tiny-nft/exports/step_000040/. assets/students/tiny-nft/
+	cp -r runs/tiny-nft/export/. assets/students/tiny-nft/
 	set -e; for stage in chain-dmd5 chain-draft; do \
 	  $(RUN) -m trainers presets/train/tiny_$$(echo $$stage | tr - _).yaml; \
 	  mkdir -p assets/students/tiny-$$stage; \
 	  cp -r runs/tiny-$$stage/export/. assets/students/tiny-$$stage/; \
 	done
 	$(RUN) -m trainers.worlds.evaluate lora-alpha tiny-chain-draft --factors 0 0.5 1
-	$(RUN) -m trainers.worlds.evaluate lora-alpha tiny-draft --plot assets/lora-alpha.svg
-	$(RUN) -m trainers.worlds.evaluate lora-alpha tiny-nft --factors 1
+	$(RUN) -m trainers.worlds.evaluate lora-alpha tiny-draft --seeds 0 1 --plot assets/lora-alpha.svg
+	$(RUN) -m trainers.worlds.evaluate lora-alpha tiny-nft --seeds 0 1 --factors 0.5 1
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -49,6 +49,10 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--memory", default="plain", help="plain, fit (to the device), or NAME=VALUE,..."
     )
+    parser.add_argument(
+        "--preview-decoder", type=Path, metavar="FILE",
+        help="a TAEHV file for Wan2.1 (taew2_1): tiles show rough previews while clips are made",
+    )  # fmt: skip
     return parser.parse_args(words)
 
 
@@ -61,9 +65,13 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{option} lets other people run this machine; protect it with --auth USER:PASSWORD"
         )
-    from pipelines.memory_settings import parse_memory
+    from pipelines.memory_settings import memory_words, parse_memory
+    from pipelines.preview_layout import check_preview_decoder
 
-    arguments.memory = parse_memory(arguments.memory)
+    arguments.memory = memory_words(parse_memory(arguments.memory))
+    if arguments.preview_decoder is not None:
+        check_preview_decoder(arguments.preview_decoder)
+        arguments.preview_decoder = arguments.preview_decoder.resolve()
     family = socket.AF_INET6 if ":" in arguments.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -110,14 +118,16 @@ def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> Non
     from studio.supervisor import Supervisor
     from studio.training import Training
     from studio.ui import build_page
-    from studio.workers import Workers
+    from studio.workers import Workers, Workplace
 
     studio = Studio(data, registry, arguments.viewer, arguments.memory)
     devices = arguments.device or default_devices()
     workers: Workers | None = None
-    served = [data / "clips", data / "exports", data / "images", *([] if studio.viewer else [RUNS])]
+    served = [data / name for name in ("clips", "exports", "images", "previews")]
     if not studio.viewer:
-        workers = Workers(studio.store, data, models, devices, studio.memory)
+        served.append(RUNS)
+        place = Workplace(data, tuple(models), arguments.preview_decoder)
+        workers = Workers(studio.store, place, devices)
         runs = Supervisor(RUNS, workers)
         hosts = tuple(host.lower() for host in arguments.reward_host)
         studio.training = Training(registry, Methods(data), runs, (data,), hosts)
@@ -128,7 +138,7 @@ def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> Non
         if workers is not None:  # only now: loading a model would slow down the first page
             studio.index_clips()
             studio.training.supervisor.start()  # first: it knows which devices runs still use
-            workers.start(studio.first_model())
+            workers.start(studio.first_model(), studio.memory)
         page.block_thread()
     finally:
         if workers is not None:

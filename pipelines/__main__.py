@@ -25,7 +25,7 @@ from pipelines.download_command import add_download_command
 from pipelines.layouts import Layout
 from pipelines.lightx2v import add_lightx2v_command
 from pipelines.lora_commands import add_lora_commands, parse_adapter
-from pipelines.memory_settings import parse_memory
+from pipelines.preview_layout import check_preview_decoder
 from pipelines.recipe import SamplerName, explain
 from pipelines.registry import ModelEntry, Registry
 from pipelines.video import read_recipe
@@ -95,6 +95,10 @@ def _add_generate_command(commands: Any, folders: argparse.ArgumentParser) -> No
     make.add_argument(
         "--memory", default="plain", help="plain, fit (to the device), or NAME=VALUE,..."
     )
+    make.add_argument(
+        "--preview-decoder", type=Path, metavar="FILE",
+        help="a TAEHV file for Wan2.1 (taew2_1) that decodes in place of the VAE: rough, and fast",
+    )  # fmt: skip
     own = make.add_argument_group("left out, these are the checkpoint's own")
     own.add_argument("--negative-prompt")
     own.add_argument("--steps", type=int)
@@ -111,7 +115,7 @@ def _add_generate_command(commands: Any, folders: argparse.ArgumentParser) -> No
 
 
 def _generate(options: argparse.Namespace) -> None:
-    registry, memory = Registry(options.models), parse_memory(options.memory)
+    registry = Registry(options.models)
     if options.lora_alpha is not None and not options.lora:
         raise ValueError("lora_alpha is given without a LoRA; add --lora PATH or leave it out")
     width, height = _size(options.size)
@@ -121,6 +125,7 @@ def _generate(options: argparse.Namespace) -> None:
         image=options.image,
         adapters=[parse_adapter(text, options.lora_alpha) for text in options.lora],
         seed=options.seed,
+        memory=options.memory,
         steps=options.steps,
         flow_shift=options.shift,
         guidance_scale=options.guidance,
@@ -134,12 +139,17 @@ def _generate(options: argparse.Namespace) -> None:
     )
     if problem := image_problem(registry.entry(recipe.model).preset, recipe):
         raise ValueError(problem)
+    if options.preview_decoder is not None:
+        check_preview_decoder(options.preview_decoder)
     # Importing these takes seconds; bad input is answered before.
     from pipelines.generate import Clip, ModelCache, generate
-    from pipelines.loading import pick_device
+    from pipelines.loading import best_dtype, pick_device
+    from pipelines.preview import load_preview_decoder
 
-    models = ModelCache(registry, pick_device(options.device), memory)
-    for event in generate(recipe, models, options.out):
+    device, preview = pick_device(options.device), None
+    if options.preview_decoder is not None:
+        preview = load_preview_decoder(options.preview_decoder, device, best_dtype(device))
+    for event in generate(recipe, ModelCache(registry, device), options.out, preview):
         if isinstance(event, Clip):
             _report(event)
         else:

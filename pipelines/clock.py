@@ -1,6 +1,8 @@
 """Seconds that count a device's work where it belongs."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -23,3 +25,12 @@ class Clock:
     def lap(self) -> float:
         seconds, self.last = self.elapsed(), time.perf_counter()
         return seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is not counted."""
+        began = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - began
+        self.start += seconds
+        self.last += seconds

@@ -7,7 +7,7 @@ The sizes of activations were counted on meta tensors of diffusers' Wan 1.3B and
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipelines.memory_settings import MemorySettings
+from pipelines.memory_settings import EXPLAINED, MemorySettings
 from pipelines.recipe import Recipe
 
 GB = 1e9
@@ -135,7 +135,7 @@ def _explain(sizes: Sizes, settings: MemorySettings, need: float, free_bytes: fl
     plain = device_bytes(sizes, MemorySettings())
     numbers = f"{plain / GB:.1f} GB at once, and {free_bytes / GB:.1f} GB of the device are free"
     if settings == MemorySettings():
-        return f"Memory: everything stays on the device; it takes {numbers}."
+        return f"{EXPLAINED}everything stays on the device; it takes {numbers}."
     measures = {
         "the text encoder is on the device only while it encodes": settings.text_encoder
         == "swapped",
@@ -148,6 +148,6 @@ def _explain(sizes: Sizes, settings: MemorySettings, need: float, free_bytes: fl
     chosen = [words for words, taken in measures.items() if taken]
     joined = ", ".join(chosen[:-1]) + " and " + chosen[-1] if len(chosen) > 1 else chosen[0]
     return (
-        f"Memory: with everything on the device it would take {numbers}. "
+        f"{EXPLAINED}with everything on the device it would take {numbers}. "
         f"So {joined}: {need / GB:.1f} GB."
     )

@@ -3,52 +3,42 @@
 The studio, the command line and the trainers' samples all come through here.
 """
 
-import gc
-from collections import OrderedDict
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
-from pipelines.adapters import apply_adapters
 from pipelines.checkpoints import image_problem
 from pipelines.clock import Clock
-from pipelines.denoiser import Denoiser, check_guidance, conditioned, guide
-from pipelines.files import atomic_path, joint_fingerprint
-from pipelines.image_condition import ImageCondition, ImageConditioner
-from pipelines.layouts import weight_bytes
-from pipelines.loading import (
-    Components,
-    PromptEncoder,
-    VideoCodec,
-    best_dtype,
-    load_components,
-)
-from pipelines.memory import Placement, require_no_adapters
-from pipelines.memory_settings import PLAIN, Memory
-from pipelines.recent import Recent
-from pipelines.recipe import Adapter, Recipe
+from pipelines.denoiser import Denoiser, DenoiserCall, check_guidance, conditioned, guide
+from pipelines.files import atomic_path
+from pipelines.image_condition import ImageCondition
+from pipelines.loading import PromptEncoder, VideoCodec
+from pipelines.model_cache import Inputs, ModelCache, seeded_noise
+from pipelines.preview import PreviewDecoder, has_wan_latents, require_wan_latents
+from pipelines.recipe import Recipe
 from pipelines.registry import Registry
-from pipelines.sampling import draw_noise, sample
+from pipelines.sampling import sample
 from pipelines.video import write_poster, write_video
 
-MAX_PROMPTS = 64  # kept encoded; 4 MB each for Wan2.1
-MAX_IMAGES = 4  # kept encoded; 9 MB each for 81 frames of 832x480
-MAX_NOISES = 4  # kept drawn; 8 MB each for 81 frames of 832x480
-MEMORY_MARGIN = 1.3  # free memory a model needs, times its weights
+__all__ = ["Clip", "Inputs", "ModelCache", "Progress", "denoise", "generate", "sample_video"]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a generation stands; `eta_sec` is what the phase still takes, None if not known."""
+    """Where a generation stands; `eta_sec` is what the phase still takes, None if not known.
+
+    `estimate` is what the last step took the clean latents to be, [1, C, F, H, W]: what a preview
+    decoder can show. None before there is one, and where the latents are not those of Wan's VAE.
+    """
 
     phase: str  # load, encode, denoise, decode, save
     step: int
     total: int
     eta_sec: float | None = None
+    estimate: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,140 +57,20 @@ class Clip:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What enters the denoising of one video: noise [1, C, F, H, W] and embeddings [1, L, D].
-
-    `generator_state` follows the noise; `negative_prompt_embeds` is None where no forward reads it,
-    `condition` where the model continues no image.
-    """
-
-    noise: Tensor
-    generator_state: Tensor
-    prompt_embeds: Tensor
-    negative_prompt_embeds: Tensor | None
-    condition: ImageCondition | None = None
-
-
-class ModelCache:
-    """Base models in memory; recipes that agree on prompt or noise share the same tensors.
-
-    Students that are LoRAs share their base, so that switching between them loads nothing.
-    `num_loads` and `num_encodes` count what was not shared.
-    """
-
-    def __init__(self, registry: Registry, device: str, memory: Memory = PLAIN):
-        self.registry = registry
-        self.device = device
-        self.memory = memory
-        self.num_loads = 0
-        self.num_encodes = 0
-        self._bases: OrderedDict[object, Placement] = OrderedDict()
-        self._embeds: Recent[Tensor] = Recent(MAX_PROMPTS)
-        self._noises: Recent[tuple[Tensor, Tensor]] = Recent(MAX_NOISES)
-        self._conditions: Recent[ImageCondition] = Recent(MAX_IMAGES)
-
-    def components(self, recipe: Recipe) -> Components:
-        """The networks of a resolved recipe, loaded at most once while memory lasts.
-
-        LoRAs, a student's own included, are applied by `adapt`.
-        """
-        entry = self.registry.entry(recipe.model)
-        assert entry.folder is not None
-        require_no_adapters(self.memory, len(entry.adapters) + len(recipe.adapters))
-        text_length = entry.preset.text_length
-        key = (entry.networks, joint_fingerprint(entry.networks), text_length)
-        if key in self._bases and not self._bases[key].covers(recipe):
-            del self._bases[key]
-            gc.collect()
-        if key not in self._bases:
-            self._make_room(sum(map(weight_bytes, entry.networks)))
-            device = self.device if self.memory == PLAIN else "cpu"
-            loaded = load_components(
-                entry.folder,
-                text_length,
-                device,
-                best_dtype(self.device),
-                transformer=entry.transformer,
-            )
-            self._bases[key] = Placement(loaded, self.memory, self.device, recipe)
-            self.num_loads += 1
-        self._bases.move_to_end(key)
-        return self._bases[key].components
-
-    def placement(self, components: Components) -> Placement:
-        """How these networks lie in memory."""
-        return next(held for held in self._bases.values() if held.components is components)
-
-    def adapt(self, recipe: Recipe, components: Components) -> tuple[str, ...]:
-        """Makes exactly the student's own LoRA and the recipe's active; returns notes."""
-        own = [Adapter(path=str(path)) for path in self.registry.entry(recipe.model).adapters]
-        notes = apply_adapters(components.transformer, (*own, *recipe.adapters))
-        self.placement(components).settle()
-        return notes
-
-    def inputs(self, recipe: Recipe, components: Components) -> Inputs:
-        """The recipe's noise, embeddings and image, the same tensors for all recipes that agree."""
-        noise, state = self._noises.get(
-            (recipe.seed, components.num_latent_channels, recipe.latent_shape),
-            lambda: _seeded_noise(recipe, components),
-        )
-        negative = None
-        if recipe.sampler.reads_negative_prompt:
-            negative = self._encode(components, recipe.negative_prompt)
-        embeds = self._encode(components, recipe.prompt)
-        return Inputs(noise, state, embeds, negative, self._condition(components, recipe))
-
-    def _condition(self, components: Components, recipe: Recipe) -> ImageCondition | None:
-        entry, image = self.registry.entry(recipe.model), recipe.image
-        if image is None:
-            return None
-        assert entry.folder is not None
-        how = entry.preset.image_preprocessing
-        assert how is not None  # `image_problem` has been asked
-        assert image.fingerprint is not None  # the recipe is resolved
-        conditioner = ImageConditioner(components, components.image_encoder, how)
-        size = (recipe.width, recipe.height, recipe.num_frames)
-        key = (joint_fingerprint([entry.folder]), how, image.fingerprint, size)
-        return self._conditions.get(
-            key,
-            lambda: conditioner.condition(Path(image.path), *size).to(torch.device(self.device)),
-        )
-
-    def _encode(self, components: Components, prompt: str) -> Tensor:
-        def encode() -> Tensor:
-            self.num_encodes += 1
-            return self.placement(components).encode_prompt([prompt])
-
-        key = (components.text_fingerprint, components.text_length, prompt)
-        return self._embeds.get(key, encode)
-
-    def _make_room(self, num_bytes: int) -> None:
-        """Drops the models used longest ago until the next one fits; `fit` gives it the device."""
-        alone = self.memory == "fit" and self.device != "cpu"
-        while self._bases and (alone or self._free_bytes() < num_bytes * MEMORY_MARGIN):
-            self._bases.popitem(last=False)
-            gc.collect()  # PEFT's wrappers refer to each other in circles
-
-    def _free_bytes(self) -> int:
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
-            return torch.cuda.mem_get_info(self.device)[0]
-        return int(psutil.virtual_memory().available)
-
-
 def generate(
-    recipe: Recipe, models: ModelCache, out: Path
+    recipe: Recipe, models: ModelCache, out: Path, preview: PreviewDecoder | None = None
 ) -> Generator[Progress | Clip, None, None]:
     """Makes the video of `recipe` at `out` (.mp4) with a poster beside it; the clip comes last.
 
-    Closing the iterator between two steps cancels; `out` is either whole or not there. ValueError
-    for what cannot work.
+    `preview` decodes in place of the VAE: rough, and fast. Closing the iterator between two steps
+    cancels; `out` is either whole or not there. ValueError for what cannot work.
     """
     clock = Clock()
     recipe = _checked(recipe, models.registry, out)
     yield Progress("load", 0, 1)
     components = models.components(recipe)
+    if preview is not None:
+        require_wan_latents(components, recipe.model)
     placement = models.placement(components)
     notes = (*components.notes, *models.adapt(recipe, components), *placement.notes())
     model = Denoiser(components.transformer)
@@ -211,19 +81,13 @@ def generate(
     inputs = models.inputs(recipe, components)
     encode_sec = clock.lap()
 
-    num_steps = recipe.sampler.num_inference_steps
-    yield Progress("denoise", 0, num_steps)
-    steps = denoise(recipe, model, inputs)
-    step_ends_sec = []
-    for step in range(1, num_steps + 1):
-        latents = next(steps)
-        step_ends_sec.append(clock.elapsed())
-        eta_sec = step_ends_sec[-1] / step * (num_steps - step)
-        yield Progress("denoise", step, num_steps, eta_sec)
+    shows_estimate = has_wan_latents(components)
+    latents, step_ends_sec = yield from _denoise_steps(recipe, model, inputs, clock, shows_estimate)
     denoise_sec = clock.lap()
     notes += placement.compile_note(step_ends_sec)
     yield Progress("decode", 0, 1)
-    video = components.decode(latents)
+    video = components.decode(latents) if preview is None else preview.decode(latents)
+    notes += () if preview is None else (preview.note,)
     frames = video[0].permute(0, 2, 3, 1).cpu().numpy()
     decode_sec = clock.lap()
 
@@ -234,6 +98,31 @@ def generate(
         write_video(new_out, frames, recipe.fps, recipe.to_json())
     seconds = (load_sec, encode_sec, denoise_sec, decode_sec, clock.total())
     yield Clip(out, poster, recipe, *seconds, num_forwards=model.num_forwards, notes=notes)
+
+
+def _denoise_steps(
+    recipe: Recipe, model: Denoiser, inputs: Inputs, clock: Clock, shows_estimate: bool
+) -> Generator[Progress, None, tuple[Tensor, list[float]]]:
+    """Reports every step; returns the latents and when each step ended, in seconds of the lap.
+
+    What the caller does with a report does not count.
+    """
+    num_steps = recipe.sampler.num_inference_steps
+    yield Progress("denoise", 0, num_steps)
+    estimates: list[Tensor] = []
+    steps = denoise(recipe, model, inputs, estimates.append)
+    step_ends_sec: list[float] = []
+    for step in range(1, num_steps + 1):
+        latents = next(steps)
+        step_ends_sec.append(clock.elapsed())
+        eta_sec = step_ends_sec[-1] / step * (num_steps - step)
+        estimate = estimates.pop()
+        estimates.clear()
+        with clock.paused():
+            yield Progress(
+                "denoise", step, num_steps, eta_sec, estimate if shows_estimate else None
+            )
+    return latents, step_ends_sec
 
 
 def _checked(recipe: Recipe, registry: Registry, out: Path) -> Recipe:
@@ -248,13 +137,20 @@ def _checked(recipe: Recipe, registry: Registry, out: Path) -> Recipe:
     return resolved
 
 
-def denoise(recipe: Recipe, model: Denoiser, inputs: Inputs) -> Iterator[Tensor]:
-    """Yields the latents [1, C, F, H, W] after every step, without gradients."""
+def denoise(
+    recipe: Recipe, model: Denoiser, inputs: Inputs, watch: Callable[[Tensor], None] | None = None
+) -> Iterator[Tensor]:
+    """Yields the latents [1, C, F, H, W] after every step, without gradients.
+
+    `watch` is given each estimate of the clean latents, which a sampler only walks towards.
+    """
     device = inputs.prompt_embeds.device
     generator = torch.Generator()
     generator.set_state(inputs.generator_state)
     spec, noise = recipe.sampler, inputs.noise.to(device)
     guided = guide(conditioned(model, inputs.condition), spec, inputs.negative_prompt_embeds)
+    if watch is not None:
+        guided = _watched(guided, watch)
     steps = sample(spec, guided, noise, inputs.prompt_embeds, generator)
     while True:
         with torch.no_grad():  # not around the yield: there it would leak into the caller
@@ -262,6 +158,15 @@ def denoise(recipe: Recipe, model: Denoiser, inputs: Inputs) -> Iterator[Tensor]
         if latents is None:
             return
         yield latents
+
+
+def _watched(model: DenoiserCall, watch: Callable[[Tensor], None]) -> DenoiserCall:
+    def call(noisy_latents: Tensor, sigma: Tensor, prompt_embeds: Tensor) -> Tensor:
+        denoised = model(noisy_latents, sigma, prompt_embeds)
+        watch(denoised)
+        return denoised
+
+    return call
 
 
 def sample_video(
@@ -279,13 +184,6 @@ def sample_video(
     if recipe.sampler.reads_negative_prompt:
         negative = prompts.encode_prompt([recipe.negative_prompt])
     embeds = prompts.encode_prompt([recipe.prompt])
-    inputs = Inputs(*_seeded_noise(recipe, codec), embeds, negative, condition)
+    inputs = Inputs(*seeded_noise(recipe, codec), embeds, negative, condition)
     *_, latents = denoise(recipe, model, inputs)
     return codec.decode(latents)
-
-
-def _seeded_noise(recipe: Recipe, codec: VideoCodec) -> tuple[Tensor, Tensor]:
-    """The seed's noise [1, C, F, H, W], and the generator's state after it, where LCM goes on."""
-    generator = torch.Generator().manual_seed(recipe.seed)
-    noise = draw_noise((1, codec.num_latent_channels, *recipe.latent_shape), generator)
-    return noise, generator.get_state()

@@ -15,10 +15,10 @@ from pipelines.files import (
 )
 from pipelines.native import (
     IMAGE_ENCODER_FILE,
-    PICKLES,
     TEXT_ENCODER_FILE,
     TOKENIZER,
     VAE_FILE,
+    WEIGHTS,
     is_image_to_video,
     is_native_folder,
     native_problem,
@@ -81,4 +81,4 @@ def image_encoder_path(folder: Path) -> Path:
 def weight_bytes(path: Path) -> int:
     """Size of all weights of a model's folder, or of one file, on disk."""
     files = [path] if path.is_file() else path.rglob("*")
-    return sum(file.stat().st_size for file in files if file.suffix in (".safetensors", *PICKLES))
+    return sum(file.stat().st_size for file in files if file.suffix in WEIGHTS)

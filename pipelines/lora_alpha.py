@@ -5,31 +5,37 @@ This module imports no torch, so that the web process can use it.
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.files import Header, read_json
+from pipelines.lora_fit import adapter_file, lora_shapes
 from pipelines.lora_flavours import recognise
 
 NUMBERS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i"}  # BF16 has none
 
 
 def own_alpha(path: Path) -> float:
-    """The one alpha of all layers of a safetensors file or a PEFT folder.
+    """The one alpha of all layers of a LoRA file or a PEFT folder.
 
     ValueError where layers differ or none has factors: then no `lora_alpha` stands for the file.
     """
-    file = path / "adapter_model.safetensors" if path.is_dir() else path
-    header = Header(file)
+    file, shapes = adapter_file(path), lora_shapes(path)
     try:
-        _, parts = recognise(header.shapes)
+        _, parts = recognise(shapes)
     except ValueError as error:
         raise ValueError(f"adapter {path} {error}") from error
-    ranks = {p.name: header.shapes[k][0] for k, p in parts.items() if p.kind == "down"}
-    stored = _numbers(file, [key for key, part in parts.items() if part.kind == "alpha"])
-    stated = {parts[key].name: number for key, number in stored.items()}
-    settings = stated_settings(path, header.metadata)
+    ranks = {part.name: shapes[key][0] for key, part in parts.items() if part.kind == "down"}
+    keys = [key for key, part in parts.items() if part.kind == "alpha"]
+    pickled = file.suffix != ".safetensors"
+    if pickled and keys:
+        raise ValueError(
+            f"adapter {path} keeps its alpha in a pickle, which is not opened here; convert it "
+            "with `python -m pipelines lora export`"
+        )
+    stated = {parts[key].name: number for key, number in _numbers(file, keys).items()}
+    settings = stated_settings(path, {} if pickled else Header(file).metadata)
     found = {stated.get(layer, rank) for layer, rank in ranks.items()}
     if "lora_alpha" in settings:
         found = {float(a) for a in _settings_alphas(settings, ranks.values())}
@@ -62,8 +68,11 @@ def _settings_alphas(settings: Mapping[str, Any], ranks: Iterable[int]) -> Itera
     return [alpha * rank**0.5 for alpha in alphas for rank in ranks]  # over sqrt(rank) there
 
 
-def _numbers(file: Path, names: Iterable[str]) -> dict[str, float]:
-    """Tensors of one element by name: numpy, which could read the others, has no bf16."""
+def _numbers(file: Path, names: Sequence[str]) -> dict[str, float]:
+    """Tensors of one element of a safetensors file by name: numpy, which could read the others,
+    has no bf16."""
+    if not names:
+        return {}
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(size))

@@ -23,7 +23,7 @@ from torch import Tensor
 from pipelines.files import Header, atomic_path
 from pipelines.guidance import is_guidance_weight, portable_name
 from pipelines.lora_alpha import stated_settings
-from pipelines.lora_fit import lora_shapes
+from pipelines.lora_fit import adapter_file, lora_shapes
 from pipelines.lora_flavours import DELTAS, Part, recognise
 from pipelines.native_names import TRANSFORMER
 from pipelines.recipe import Adapter, SamplerSpec
@@ -65,10 +65,7 @@ class Lora:
 
 def read_lora(path: Path) -> Lora:
     """Reads a LoRA file (safetensors, or a pickle of plain weights) or a PEFT folder."""
-    if path.is_dir():
-        settings = stated_settings(path, {})
-        return _parse(path, read_tensors(path / "adapter_model.safetensors")[0], settings)
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(adapter_file(path))
     return _parse(path, tensors, stated_settings(path, metadata))
 
 

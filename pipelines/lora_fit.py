@@ -6,6 +6,7 @@ This module imports no torch, so that the web process can use it.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from pipelines.checkpoints import ModelEntry
 from pipelines.files import Header, weight_files
 from pipelines.layouts import is_diffusers_part, transformer_path
 from pipelines.lora_flavours import DELTAS, recognise
-from pipelines.native import transformer_files
+from pipelines.native import WEIGHTS, transformer_files
 from pipelines.native_names import diffusers_names
+from pipelines.pickles import tensor_shapes
 
 DELTA_KINDS = ("modulation", "norm", "bias", "weight")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -58,9 +60,31 @@ def outline(shapes: Shapes) -> Outline:
     )
 
 
+def adapter_file(path: Path) -> Path:
+    """The file with a LoRA's weights: the file itself, or the one in a PEFT folder."""
+    if not path.is_dir():
+        return path
+    pickled, whole = path / "adapter_model.bin", path / "adapter_model.safetensors"
+    return pickled if pickled.is_file() and not whole.is_file() else whole
+
+
+def is_lora_file(path: Path) -> bool:
+    """Whether a file is a LoRA, safetensors or a pickle of plain weights; told without weights."""
+    return path.suffix in WEIGHTS and _holds_lora_weights(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _holds_lora_weights(path: Path, mtime_ns: int) -> bool:
+    """The time is an argument so that a changed file is read again."""
+    try:
+        return any("lora_" in name for name in tensor_shapes(path))
+    except ValueError:
+        return False
+
+
 def lora_shapes(path: Path) -> Shapes:
-    """Shapes of the tensors of a safetensors file or a PEFT folder, read from its header."""
-    return Header(path / "adapter_model.safetensors" if path.is_dir() else path).shapes
+    """Shapes of the tensors of a LoRA file or a PEFT folder, told without its weights."""
+    return tensor_shapes(adapter_file(path))
 
 
 def transformer_shapes(entry: ModelEntry) -> Shapes | None:

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from pipelines.fit import Sizes, fit, num_tokens
 from pipelines.loading import Components
-from pipelines.memory_settings import PLAIN, QUANTIZED, Memory, MemorySettings
+from pipelines.memory_settings import (
+    EXPLAINED,
+    PLAIN,
+    QUANTIZED,
+    Memory,
+    MemorySettings,
+    parse_memory,
+)
 from pipelines.recipe import Recipe
 
 STORAGE = torch.float8_e4m3fn
@@ -28,10 +35,11 @@ TEXT_PRECISE = ("wo", "norm", "shared", "embed_tokens")
 
 
 class Placement:
-    """One model in memory and how it lies there; `note` says why, for `fit`."""
+    """One model in memory, how it lies there as its recipe asks, and in `note` why, for `fit`."""
 
-    def __init__(self, components: Components, memory: Memory, device: str, recipe: Recipe):
+    def __init__(self, components: Components, device: str, recipe: Recipe):
         self.components, self.device = components, device
+        self.memory, memory = recipe.memory, parse_memory(recipe.memory)
         self.num_tokens = num_tokens(recipe) if memory == "fit" else None
         self.note = ""
         if memory == "fit":
@@ -42,9 +50,10 @@ class Placement:
         place(components, self.settings, device)
         self._parameters = parameter_names(components.transformer)
 
-    def covers(self, recipe: Recipe) -> bool:
-        """Whether what was chosen for another video also does for this one."""
-        return self.num_tokens is None or num_tokens(recipe) <= self.num_tokens
+    def serves(self, recipe: Recipe) -> bool:
+        """Whether the model lies as this recipe asks, and what `fit` chose does for its video."""
+        fits = self.num_tokens is None or num_tokens(recipe) <= self.num_tokens
+        return fits and recipe.memory == self.memory
 
     def encode_prompt(self, prompts: list[str]) -> Tensor:
         """Embeddings [B, L, D] on the device where the transformer computes."""
@@ -182,7 +191,7 @@ def _quantize(transformer: WanTransformer3DModel, kind: str) -> None:
 def _choose(components: Components, device: str, recipe: Recipe) -> tuple[MemorySettings, str]:
     """`fit` with the numbers of this machine."""
     if not device.startswith("cuda"):
-        return PLAIN, ""  # what a CPU computes lies in RAM anyway
+        return PLAIN, f"{EXPLAINED}on a CPU everything lies in RAM."
     torch.cuda.empty_cache()
     free_bytes = torch.cuda.mem_get_info(device)[0]
     # What was loaded lies in RAM now, and is free again where it leaves.

@@ -22,6 +22,7 @@ PACKAGES: dict[str, str] = {  # what each needs beside torch; the names are diff
     "xformers": "xformers",
 }
 QUANTIZED = ("int8", "fp8")  # by torchao, which PEFT cannot put a LoRA on
+EXPLAINED = "Memory: "  # how the sentences begin that say what `fit` chose and why
 LOSSY = {
     "transformer": "transformer in {}",
     "text_encoder": "text encoder in {}",

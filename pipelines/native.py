@@ -28,6 +28,7 @@ TOKENIZER = Path("google", "umt5-xxl")
 # Names that published transformers have as pickles; LightX2V, DMD2_wanx, Self-Forcing-Plus.
 PICKLED_TRANSFORMERS = ("distill_model.pt", "feedforward.bin", "model.pt")
 PICKLES = (".pt", ".pth", ".bin")
+WEIGHTS = (".safetensors", *PICKLES)
 
 
 def is_native_folder(folder: Path) -> bool:

@@ -151,6 +151,9 @@ class Recipe(Strict):
     height: int = Field(480, ge=SPATIAL_MULTIPLE, le=4096, description="Pixels, a multiple of 16.")
     num_frames: int = Field(81, ge=1, le=1025, description="4n+1 frames.")
     fps: int = Field(16, ge=1, le=120)
+    memory: str = Field(
+        "plain", description="How the model lay in memory: plain, fit, or NAME=VALUE,..."
+    )
 
     @model_validator(mode="after")
     def _geometry(self) -> Self:
@@ -177,12 +180,14 @@ class Recipe(Strict):
     def to_json(self) -> str:
         """One line of JSON, keys sorted: the text that goes into the mp4 and under the hash.
 
-        Without an image it does not speak of one: clips that were made before there were images
-        keep their keys.
+        Without an image it does not speak of one, nor of memory where all was plain: clips that
+        were made before there were such choices keep their keys.
         """
         content = self.model_dump(mode="json")
         if self.image is None:
             del content["image"]
+        if self.memory == "plain":
+            del content["memory"]
         return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
     def key(self) -> str:

@@ -10,7 +10,6 @@ web process can use it.
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Unpack
 
@@ -23,8 +22,10 @@ from pipelines.checkpoints import (
     folder_entry,
     read_preset,
 )
-from pipelines.files import Header, fingerprint, joint_fingerprint
+from pipelines.files import fingerprint, joint_fingerprint
 from pipelines.layouts import is_model_folder, what_is_missing
+from pipelines.lora_fit import is_lora_file
+from pipelines.memory_settings import memory_words, parse_memory
 from pipelines.overrides import Overrides, negative_prompt_for, override, own_sampler
 from pipelines.recipe import Adapter, FirstFrame, Recipe, explain
 from pipelines.single_file import entry_at, models_in, preset_on_base
@@ -67,7 +68,7 @@ class Registry:
 
     def presets(self) -> dict[str, ModelPreset]:
         """The models of presets/models/ by name, here or not; what ships comes first."""
-        presets = [read_preset(path) for path in _files(PRESETS / "models", ".yaml")]
+        presets = [read_preset(path) for path in _files(PRESETS / "models", "*.yaml")]
         presets.sort(key=lambda p: (not p.source.startswith("assets/"), p.name))
         return {preset.name: preset for preset in presets}
 
@@ -143,13 +144,13 @@ class Registry:
                 if (folder / "adapter_config.json").is_file():
                     found.append(folder)
                 elif not is_model_folder(folder):
-                    found += [path for path in _files(folder, ".safetensors") if _is_lora(path)]
+                    found += filter(is_lora_file, _files(folder, "*"))
         on_top = [e.adapters[-1] for e in self.models().values() if len(e.adapters) > 1]
         return found + [path for path in on_top if path not in found]
 
     def prompt_lists(self) -> list[str]:
         """Names of the prompt lists in presets/prompts/."""
-        return [path.stem for path in _files(PRESETS / "prompts", ".txt")]
+        return [path.stem for path in _files(PRESETS / "prompts", "*.txt")]
 
     def prompts(self, name: str) -> list[str]:
         """The prompts of one list, one a line."""
@@ -169,6 +170,7 @@ class Registry:
         image: Path | None = None,
         adapters: Sequence[Adapter] = (),
         seed: int = 0,
+        memory: str = "plain",
         **overrides: Unpack[Overrides],
     ) -> Recipe:
         """A complete recipe: the checkpoint's own settings under `overrides`, with fingerprints.
@@ -190,6 +192,7 @@ class Registry:
                 image=None if image is None else FirstFrame(path=str(image)),
                 negative_prompt=negative_prompt_for(entry.preset, sampler, given),
                 seed=seed,
+                memory=memory_words(parse_memory(memory)),
                 **{field: given.get(field, getattr(entry.preset, field)) for field in geometry},
             )
         except ValidationError as error:
@@ -268,19 +271,6 @@ def _verify(field: str, paths: Sequence[Path], expected: str | None) -> str:
     return found
 
 
-def _is_lora(path: Path) -> bool:
-    return _holds_lora_weights(path, path.stat().st_mtime_ns)
-
-
-@lru_cache(maxsize=4096)
-def _holds_lora_weights(path: Path, mtime_ns: int) -> bool:
-    """The time is an argument so that a changed file is read again."""
-    try:
-        return any("lora_" in name for name in Header(path).shapes)
-    except ValueError:
-        return False
-
-
 def _walk(models_dir: Path) -> Iterator[Path]:
     """Folders below (and including) a models folder, sorted; does not look inside a model."""
     for folder, subfolders, _ in os.walk(models_dir, followlinks=True):
@@ -292,5 +282,5 @@ def _walk(models_dir: Path) -> Iterator[Path]:
         subfolders[:] = [name for name in inside if not name.startswith(".")]
 
 
-def _files(folder: Path, suffix: str) -> list[Path]:
-    return sorted(path for path in folder.glob(f"*{suffix}") if path.is_file())
+def _files(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in folder.glob(pattern) if path.is_file())

@@ -31,6 +31,7 @@ from pipelines.native import (
     PICKLED_TRANSFORMERS,
     PICKLES,
     TRANSFORMER_FILE,
+    WEIGHTS,
     transformer_files,
     transformer_problem,
     transformer_shapes,
@@ -46,7 +47,6 @@ from pipelines.students import (
     student_entry,
 )
 
-WEIGHTS = (".safetensors", *PICKLES)
 SHARED = ("text_dim", "out_channels")  # what a VAE and a text encoder ask of a transformer
 SIZE = (
     *SHARED,

@@ -14,13 +14,17 @@ from studio.variants import Variant
 def register(studio: Studio) -> None:
     """Adds the endpoints to the page that is being built."""
 
-    def submit_compare(prompt: str, variants: list[dict[str, Any]], image: str = "") -> str:
+    def submit_compare(
+        prompt: str, variants: list[dict[str, Any]], image: str = "", memory: str = ""
+    ) -> str:
         """Queues one clip for each variant (its fields: `Variant`); returns the comparison's id.
 
-        `image` is what add_image returned, for models that take one.
+        `image` is what add_image returned, for models that take one; `memory` is plain, fit or
+        settings, and empty what the studio was started with.
         """
         with _complaints():
-            return studio.submit([Variant.model_validate(v) for v in variants], prompt, image)
+            made = [Variant.model_validate(variant) for variant in variants]
+            return studio.submit(made, prompt, image, memory)
 
     def job_status(comparison: str) -> dict[str, Any]:
         """State, progress, metrics and link of every clip of a comparison."""

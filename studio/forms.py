@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from pipelines.recipe import explain
 from studio.first_frame import FirstFrame
+from studio.memory_hints import memory_choices
 from studio.variants import LORA_FIELDS, SHARED_FIELDS, Variant
 
 NO_LORA = ""
@@ -42,6 +43,7 @@ class Form:
 
     prompt: gr.Textbox
     first_frame: FirstFrame
+    memory: gr.Radio
     shared: dict[str, Component]  # by name in SHARED_FIELDS
     locks: gr.CheckboxGroup
     num_variants: gr.State
@@ -55,7 +57,7 @@ class Form:
     def inputs(self) -> list[Component]:
         """All components, in the order that `read` expects."""
         panels = [component for panel in self.panels for component in panel.fields.values()]
-        texts = [self.prompt, self.first_frame.name]
+        texts = [self.prompt, self.first_frame.name, self.memory]
         return [*texts, self.locks, self.num_variants, *self.shared.values(), *panels]
 
     @property
@@ -68,6 +70,10 @@ class Form:
     def image_name(self, values: Sequence[Any]) -> str:
         """The image among values as `read` expects them; empty where there is none."""
         return str(values[self.inputs.index(self.first_frame.name)] or "")
+
+    def memory_words(self, values: Sequence[Any]) -> str:
+        """The memory choice among values as `read` expects them."""
+        return str(values[self.inputs.index(self.memory)] or "")
 
     def read(self, values: Sequence[Any]) -> tuple[str, list[Variant]]:
         """Prompt and visible variants. ValueError where a field has a value it cannot have."""
@@ -97,6 +103,11 @@ class Form:
             variant = variants[min(index, len(variants) - 1)]
             updates |= self.panel_filled(panel, variant.model_dump(), locks)
         return updates
+
+    def memory_filled(self, memory: str) -> Updates:
+        """Updates that show this memory choice, which becomes one where it was none."""
+        known = [words for _, words in self.memory.choices]
+        return {self.memory: gr.update(choices=memory_choices(*known, memory), value=memory)}
 
     def panel_filled(
         self, panel: Panel, values: Mapping[str, Any], locks: Sequence[str]
@@ -139,8 +150,3 @@ class Form:
         """Shows the first panels only."""
         columns = {p.column: gr.update(visible=i < num_variants) for i, p in enumerate(self.panels)}
         return {self.num_variants: num_variants, **columns}
-
-
-def field_id(label: str, name: str) -> str:
-    """The id of a field in the page."""
-    return f"variant-{label}-{name}"

@@ -4,8 +4,12 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from studio.forms import field_id
 from studio.studio import Forecast, plural
+
+
+def field_id(label: str, name: str) -> str:
+    """The id of a field in the page."""
+    return f"variant-{label}-{name}"
 
 
 def problems(sentences: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ def estimate_sec(recipe: Recipe, history: Sequence[tuple[Recipe, ClipInfo]]) -> 
     for earlier, info in history:
         same = all(
             getattr(earlier, name) == getattr(recipe, name)
-            for name in ("model", "width", "height", "num_frames")
+            for name in ("model", "width", "height", "num_frames", "memory")
         )
         if same and info.denoise_sec is not None and info.decode_sec is not None:
             per_forward = info.denoise_sec / info.num_forwards

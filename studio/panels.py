@@ -10,9 +10,11 @@ from gradio.components import Component
 from pipelines.recipe import SamplerName
 from pipelines.registry import ModelEntry, Registry
 from studio.first_frame import draw_first_frame
-from studio.forms import NO_LORA, PRIVATE, Form, Panel, field_id
+from studio.forms import NO_LORA, PRIVATE, Form, Panel
+from studio.html import field_id
 from studio.images import Example
 from studio.lora_hints import NO_HINT
+from studio.memory_hints import PLAIN_HINT, memory_choices
 from studio.variants import (
     LABELS,
     LORA_FIELDS,
@@ -30,7 +32,9 @@ SWEEP = f"Compare lora_alpha x {', '.join(f'{factor:g}' for factor in SWEEP_FACT
 LOCK_CHOICES = [("Seed", "seed"), ("Size", "size"), ("Frames", "num_frames")]
 
 
-def draw_form(registry: Registry, first_model: str, examples: Sequence[Example]) -> Form:
+def draw_form(
+    registry: Registry, first_model: str, examples: Sequence[Example], memory: str
+) -> Form:
     """Everything that Generate reads: A as the model itself wants it, B the same in few steps."""
     first = own_variant(registry, first_model)
     few = first.model_copy(update={"num_inference_steps": FEW_STEPS})
@@ -57,6 +61,14 @@ def draw_form(registry: Registry, first_model: str, examples: Sequence[Example])
             min_width=290,
             elem_id="locks",
         )
+        held = gr.Radio(
+            memory_choices(memory),
+            value=memory,
+            label="Memory",
+            info=PLAIN_HINT,
+            min_width=290,
+            elem_id="memory",
+        )
     num_variants = gr.State(MIN_VARIANTS)
     with gr.Row(elem_id="variants"):
         panels = tuple(
@@ -64,7 +76,7 @@ def draw_form(registry: Registry, first_model: str, examples: Sequence[Example])
             for index, label in enumerate(LABELS)
         )
     new_seed.click(lambda: random.randint(0, MAX_SEED), outputs=shared["seed"], **PRIVATE)
-    return Form(prompt, first_frame, shared, locks, num_variants, panels)
+    return Form(prompt, first_frame, held, shared, locks, num_variants, panels)
 
 
 def _draw_prompt(registry: Registry) -> gr.Textbox:

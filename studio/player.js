@@ -34,10 +34,9 @@ function show(next) {
   collectVideos();
   schedulePoll();
   const finished = (cells) => cells.length > 0 && cells.every((cell) => cell.state === "finished");
-  const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   if (!finished(next.cells) || finished(before)) return;
   trigger("made");
-  if (!calm) play();
+  if (!CALM.matches) play();
 }
 
 function openComparison(next) {

@@ -3,6 +3,7 @@
 const OPEN_STATES = ["queued", "running"];
 const SMALL = 256; // pixels; clips up to this width are enlarged a lot: sharp pixels say more than a blur
 const MAX_ENLARGEMENT = 8;
+const CALM = window.matchMedia("(prefers-reduced-motion: reduce)"); // nothing moves by itself
 
 function make(tag, className, text) {
   const node = document.createElement(tag);
@@ -95,6 +96,19 @@ function showProgress(tile, cell) {
   tile.querySelector(".player-eta").textContent = duration(cell.eta_sec);
   if (cell.state === "running" && cell.total) Object.assign(bar, { max: cell.total, value: cell.step });
   else bar.removeAttribute("value");
+  if (cell.preview && !CALM.matches) showPreview(tile, cell.preview);
+}
+
+function showPreview(tile, url) {
+  const box = tile.querySelector(".player-frame-box");
+  let image = box.querySelector(".player-preview");
+  if (!image) {
+    image = make("img", "player-preview");
+    image.alt = "Rough preview of the clip as it is so far";
+    image.addEventListener("error", () => image.remove()); // the job has ended meanwhile
+    box.prepend(image);
+  }
+  if (image.getAttribute("src") !== url) image.src = url;
 }
 
 function showMetrics(tile, cell) {

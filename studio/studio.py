@@ -14,12 +14,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.memory_settings import PLAIN, Memory
 from pipelines.recipe import Recipe, explain
 from pipelines.registry import Registry
 from pipelines.video import read_recipe, write_grid
 from studio.images import Images
 from studio.metrics import estimate_sec, metric_lines
+from studio.previews import preview_name
 from studio.store import Cell, ClipInfo, Comparison, Job, Store
 from studio.training import Training
 from studio.variants import LABELS, Variant, cli_command, lora_name, to_recipe
@@ -33,13 +33,13 @@ FILE_ROUTE = "gradio_api/file="  # relative, so that it works behind a proxy; pa
 class Studio:
     """One data folder, one registry. Without `viewer` it may also make clips."""
 
-    def __init__(self, data: Path, registry: Registry, viewer: bool, memory: Memory = PLAIN):
+    def __init__(self, data: Path, registry: Registry, viewer: bool, memory: str = "plain"):
         self.data = data
         self.registry = registry
         self.viewer = viewer
-        self.memory = memory  # how workers hold the models
+        self.memory = memory  # how models are held where a comparison does not say
         self.training: Training | None = None  # what Train and Runs need; never for viewers
-        for folder in ("clips", "exports", "cache"):
+        for folder in ("clips", "exports", "previews", "cache"):
             (data / folder).mkdir(parents=True, exist_ok=True)
         self.images = Images(data)
         self.store = Store(store_path(data))
@@ -74,10 +74,13 @@ class Studio:
         self.require_maker()
         return self.images.add(Path(path))
 
-    def recipes(self, variants: Sequence[Variant], prompt: str, image: str = "") -> list[Recipe]:
+    def recipes(
+        self, variants: Sequence[Variant], prompt: str, image: str = "", memory: str = ""
+    ) -> list[Recipe]:
         """The recipe of every variant. ValueError naming the first variant that cannot work.
 
-        `image` is a name from `add_image`, for the variants whose model continues one.
+        `image` is a name from `add_image`, for the variants whose model continues one; `memory` is
+        read by `parse_memory`, and empty the studio's own.
         """
         if not 1 <= len(variants) <= len(LABELS):
             raise ValueError(f"variants: give between 1 and {len(LABELS)}")
@@ -85,15 +88,22 @@ class Studio:
         first_frame = self.images.path(image) if image else None
         for label, variant in zip(LABELS, variants, strict=False):
             try:
-                recipes.append(to_recipe(self.registry, variant, prompt, first_frame))
+                recipes.append(self._recipe(variant, prompt, first_frame, memory))
             except ValueError as error:
                 raise ValueError(f"Variant {label}: {sentence(error)}") from error
         return recipes
 
-    def submit(self, variants: Sequence[Variant], prompt: str, image: str = "") -> str:
+    def _recipe(
+        self, variant: Variant, prompt: str, first_frame: Path | None, memory: str
+    ) -> Recipe:
+        return to_recipe(self.registry, variant, prompt, first_frame, memory or self.memory)
+
+    def submit(
+        self, variants: Sequence[Variant], prompt: str, image: str = "", memory: str = ""
+    ) -> str:
         """Queues what is not made yet and returns the id of the comparison at once."""
         self.require_maker()
-        recipes = self.recipes(variants, prompt, image)
+        recipes = self.recipes(variants, prompt, image, memory)
         cells = tuple(
             Cell(label=label, title=self.title(recipe), recipe=recipe)
             for label, recipe in zip(LABELS, recipes, strict=False)
@@ -138,7 +148,9 @@ class Studio:
 
     # Looking
 
-    def forecast(self, variants: Sequence[Variant], prompt: str, image: str = "") -> "Forecast":
+    def forecast(
+        self, variants: Sequence[Variant], prompt: str, image: str = "", memory: str = ""
+    ) -> "Forecast":
         """What pressing Generate would do, for the line above the button."""
         first_frame = self.images.path(image) if image else None
         problems: dict[str, str] = {}
@@ -147,7 +159,7 @@ class Studio:
         history = self.store.recent_clips(NUM_RECENT_CLIPS)
         for label, variant in zip(LABELS, variants, strict=False):
             try:
-                recipe = to_recipe(self.registry, variant, prompt, first_frame)
+                recipe = self._recipe(variant, prompt, first_frame, memory)
             except ValueError as error:
                 problems[label] = sentence(error)
                 continue
@@ -209,7 +221,8 @@ class Studio:
             "label": cell.label,
             "title": cell.title,
             "detail": f"{spec.name} · shift {spec.flow_shift:g} · {spec.guidance_text}"
-            f" · seed {recipe.seed} · {recipe.width}x{recipe.height}, {recipe.num_frames} frames",
+            f" · seed {recipe.seed} · {recipe.width}x{recipe.height}, {recipe.num_frames} frames"
+            + (f" · memory {recipe.memory}" if recipe.memory != "plain" else ""),
             "prompt": recipe.prompt,
             "width": recipe.width,
             "height": recipe.height,
@@ -224,7 +237,10 @@ class Studio:
             metrics = metric_lines(info, first)
             shown |= {"state": "finished", "url": f"{name}.mp4"}
             return shown | {"metrics": metrics, "notes": info.notes}
-        return shown | job_status(self.store.latest_job(key), waiting)
+        shown |= job_status(self.store.latest_job(key), waiting)
+        if shown["state"] == "running" and (made := preview_name(self.data, key)):
+            shown["preview"] = FILE_ROUTE + made
+        return shown
 
     def history(self, limit: int = 12) -> list[dict[str, Any]]:
         """Recent comparisons, newest first."""

@@ -57,11 +57,16 @@ class Variant(Strict):
 
 
 def to_recipe(
-    registry: Registry, variant: Variant, prompt: str, image: Path | None = None
+    registry: Registry,
+    variant: Variant,
+    prompt: str,
+    image: Path | None = None,
+    memory: str = "plain",
 ) -> Recipe:
     """The full recipe of a variant. ValueError in one sentence when it cannot work.
 
-    `image` is what all variants of a comparison start from whose model continues an image.
+    `image` is what all variants of a comparison start from whose model continues an image, and
+    `memory` how all of them lie in memory.
     Only models and LoRAs that the registry lists are accepted: a recipe from outside must not open
     other folders of this machine.
     """
@@ -82,6 +87,7 @@ def to_recipe(
         image=image if entry.preset.takes_image else None,
         adapters=variant.adapters,
         seed=variant.seed,
+        memory=memory,
         steps=variant.num_inference_steps,
         flow_shift=variant.flow_shift,
         guidance_scale=variant.guidance_scale,
@@ -210,6 +216,8 @@ def cli_command(registry: Registry, recipe: Recipe, out: str) -> str:
         words += ["--lora", f"{adapter.path}:{adapter.strength:.12f}".rstrip("0").rstrip(".")]
     if recipe.adapters and recipe.adapters[0].lora_alpha is not None:
         words += ["--lora-alpha", repr(recipe.adapters[0].lora_alpha)]
+    if recipe.memory != "plain":
+        words += ["--memory", recipe.memory]
     return shlex.join([*words, "--out", out])
 
 

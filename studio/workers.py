@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import closing
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,13 +21,14 @@ from typing import TYPE_CHECKING
 import psutil
 from pebble import ProcessExpired, ProcessPool
 
-from pipelines.memory_settings import PLAIN, Memory
 from pipelines.recipe import Recipe
 from pipelines.registry import Registry
+from studio.previews import Previews, preview_path
 from studio.store import ClipInfo, Job, Store
 
 if TYPE_CHECKING:  # these import torch, which the web process must never do
     from pipelines.generate import Clip, ModelCache
+    from pipelines.preview import PreviewDecoder
 
 POLL_SEC = 0.1  # how soon a free device takes the next job
 REPORT_SEC = 0.2  # progress is written at most this often
@@ -44,20 +46,22 @@ def store_path(data: Path) -> Path:
     return data / "studio.db"
 
 
-class Workers:
-    """Runs the queue of `data` on `devices` until `stop`."""
+@dataclass(frozen=True)
+class Workplace:
+    """What a worker process is told: where all lies."""
 
-    def __init__(
-        self,
-        store: Store,
-        data: Path,
-        model_dirs: Sequence[Path],
-        devices: Sequence[str],
-        memory: Memory = PLAIN,
-    ):
+    data: Path
+    model_dirs: tuple[Path, ...]
+    preview_decoder: Path | None = None
+
+
+class Workers:
+    """Runs the queue of a workplace on `devices` until `stop`."""
+
+    def __init__(self, store: Store, place: Workplace, devices: Sequence[str]):
         self.store = store
         self.devices = tuple(devices)
-        self._place = (data, tuple(model_dirs), memory)
+        self._place = place
         self._pools: dict[str, ProcessPool] = {}
         self._running: dict[str, tuple[Job, Future[None]]] = {}
         self._lent: frozenset[str] = frozenset()
@@ -65,14 +69,14 @@ class Workers:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="dispatcher", daemon=True)
 
-    def start(self, first_model: str | None) -> None:
+    def start(self, first_model: str | None, memory: str = "plain") -> None:
         """Starts the processes; `first_model` is loaded at once, so the first clip comes fast."""
         for device in self.devices:
             if device in self._lent:
                 continue
             self._open_pool(device)
             if first_model is not None:
-                self._pools[device].schedule(warm_up, (*self._place, device, first_model))
+                self._pools[device].schedule(warm_up, (self._place, device, first_model, memory))
         self._thread.start()
 
     def stop(self) -> None:
@@ -153,7 +157,7 @@ class Workers:
         if job is not None:
             if device not in self._pools:
                 self._open_pool(device)
-            future = self._pools[device].schedule(run_job, (*self._place, device, job.id))
+            future = self._pools[device].schedule(run_job, (self._place, device, job.id))
             self._running[device] = (job, future)
 
 
@@ -182,7 +186,7 @@ def is_alive(pid: int | None, created: float | None) -> bool:
 
 
 @functools.cache
-def _resident_models(model_dirs: tuple[Path, ...], memory: Memory, device: str) -> "ModelCache":
+def _resident_models(place: Workplace, device: str) -> "ModelCache":
     """The models of this process; they stay in memory from job to job."""
     import torch
 
@@ -190,7 +194,15 @@ def _resident_models(model_dirs: tuple[Path, ...], memory: Memory, device: str) 
 
     if device == "cpu":  # one core stays free: with all taken, each step waits for the slowest
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
-    return ModelCache(Registry(model_dirs), device, memory)
+    return ModelCache(Registry(place.model_dirs), device)
+
+
+@functools.cache
+def _preview_decoder(file: Path, device: str) -> "PreviewDecoder":
+    from pipelines.loading import best_dtype
+    from pipelines.preview import load_preview_decoder
+
+    return load_preview_decoder(file, device, best_dtype(device))
 
 
 @functools.cache
@@ -198,35 +210,37 @@ def _worker_store(data: Path) -> Store:
     return Store(store_path(data))
 
 
-def warm_up(
-    data: Path, model_dirs: tuple[Path, ...], memory: Memory, device: str, model: str
-) -> None:
+def warm_up(place: Workplace, device: str, model: str, memory: str) -> None:
     """Imports torch and loads `model`."""
-    models = _resident_models(model_dirs, memory, device)
-    models.components(models.registry.recipe(model, prompt=""))
+    models = _resident_models(place, device)
+    models.components(models.registry.recipe(model, prompt="", memory=memory))
 
 
-def run_job(
-    data: Path, model_dirs: tuple[Path, ...], memory: Memory, device: str, job_id: int
-) -> None:
+def run_job(place: Workplace, device: str, job_id: int) -> None:
     """Makes the clip of one job and writes how it ended into the store."""
-    store = _worker_store(data)
+    store = _worker_store(place.data)
     job = store.begin(job_id, os.getpid(), psutil.Process().create_time())
     if job is None:
         return
     try:
-        _make_clip(store, job, _resident_models(model_dirs, memory, device), data)
+        _make_clip(store, job, place, device)
     except Exception as error:
         log.exception("job %d failed", job_id)
         store.end(job_id, "failed", failure_reason(error))
+    finally:
+        preview_path(place.data, job.key).unlink(missing_ok=True)
 
 
-def _make_clip(store: Store, job: Job, models: "ModelCache", data: Path) -> None:
+def _make_clip(store: Store, job: Job, place: Workplace, device: str) -> None:
     from pipelines.generate import Clip, generate
 
-    recipe = Recipe.model_validate_json(job.recipe)
+    recipe, models = Recipe.model_validate_json(job.recipe), _resident_models(place, device)
+    previews = None
+    if place.preview_decoder is not None:
+        decoder = _preview_decoder(place.preview_decoder, device)
+        previews = Previews(decoder, preview_path(place.data, job.key), recipe.fps)
     reported, phase = 0.0, None
-    with closing(generate(recipe, models, clip_path(data, job.key))) as events:
+    with closing(generate(recipe, models, clip_path(place.data, job.key))) as events:
         for event in events:
             if isinstance(event, Clip):
                 store.add_clip(recipe, clip_info(event))
@@ -238,6 +252,8 @@ def _make_clip(store: Store, job: Job, models: "ModelCache", data: Path) -> None
             if event.phase != phase or time.monotonic() - reported > REPORT_SEC:
                 store.report(job.id, event.phase, event.step, event.total, event.eta_sec)
                 reported, phase = time.monotonic(), event.phase
+            if previews is not None and event.estimate is not None:
+                previews.offer(event.estimate)
 
 
 def clip_info(clip: "Clip") -> ClipInfo:
@@ -248,7 +264,7 @@ def clip_info(clip: "Clip") -> ClipInfo:
         denoise_sec=clip.denoise_sec,
         decode_sec=clip.decode_sec,
         total_sec=clip.total_sec,
-        notes=" ".join(clip.notes),
+        notes="\n".join(clip.notes),
     )
 
 

@@ -24,7 +24,7 @@ from pipelines.fit import GB, device_bytes, fit
 from pipelines.generate import sample_video
 from pipelines.loading import Components, best_dtype
 from pipelines.memory import Placement, sizes
-from pipelines.memory_settings import PLAIN, MemorySettings
+from pipelines.memory_settings import PLAIN, MemorySettings, memory_words
 from pipelines.recipe import Recipe, SamplerSpec
 
 TOKENIZER = Path(__file__).parents[1] / "assets" / "tiny-wan" / "tokenizer"
@@ -208,7 +208,8 @@ def bench(shape: Shape, device: str, num_steps: int) -> Iterator[Row]:
         network.to("cpu")
     shape_sizes, free_ram = sizes(components, few), psutil.virtual_memory().available
     settings = fit(shape_sizes, SMALL_DEVICE_BYTES, free_ram).settings
-    placement = Placement(components, settings, device, few)
+    fitted_recipe = few.model_copy(update={"memory": memory_words(settings)})
+    placement = Placement(components, device, fitted_recipe)
 
     def fitted(components: Components, made: Recipe) -> None:
         sample_video(made, placement, components, Denoiser(components.transformer))

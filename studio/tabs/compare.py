@@ -15,6 +15,7 @@ from studio.choices import on_choice
 from studio.forms import PRIVATE, Form, Updates
 from studio.images import Example
 from studio.lora_hints import lora_hint
+from studio.memory_hints import memory_hint
 from studio.messages import explained
 from studio.panels import MIN_VARIANTS, draw_form, model_choices
 from studio.player import draw_player
@@ -42,7 +43,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
         return
     first_model = studio.first_model() or next(iter(studio.registry.models()))
     examples = studio.images.examples()
-    form = draw_form(studio.registry, first_model, examples)
+    form = draw_form(studio.registry, first_model, examples, studio.memory)
     with gr.Row(elem_id="actions"):
         add = gr.Button("Add variant", size="sm", min_width=120, elem_id="add-variant")
         remove = gr.Button("Remove last", size="sm", min_width=120, elem_id="remove-variant")
@@ -52,6 +53,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
     wire_count(form, add, remove)
     wire_panels(studio, form)
     wire_first_frame(studio, form, examples)
+    wire_memory(studio, page, form, player)
     wire_forecast(studio, page, form, player, forecast)
     wire_generate(studio, form, generate, player, history)
     wire_sweep(studio, form, player, history)
@@ -146,6 +148,25 @@ def wire_first_frame(studio: Studio, form: Form, examples: Sequence[Example]) ->
     first.examples.click(show, first.examples, [form.prompt, *first.outputs], **PRIVATE)
 
 
+def wire_memory(studio: Studio, page: gr.Blocks, form: Form, player: gr.HTML) -> None:
+    """Says beside the choice what it does, and of `fit` what it chose for these models and why."""
+    models = [panel.fields["model"] for panel in form.panels]
+
+    def hint(memory: str, num_variants: int, *models: str) -> Any:
+        return gr.update(info=memory_hint(studio, memory, models[:num_variants]))
+
+    inputs = [form.memory, form.num_variants, *models]
+    gr.on(
+        [page.load, *(component.change for component in inputs)],
+        hint,
+        inputs,
+        form.memory,
+        trigger_mode="always_last",
+        **PRIVATE,
+    )
+    player.made(hint, inputs, form.memory, **PRIVATE)
+
+
 def wire_forecast(
     studio: Studio, page: gr.Blocks, form: Form, player: gr.HTML, shown: gr.HTML
 ) -> None:
@@ -154,7 +175,8 @@ def wire_forecast(
     def forecast(*values: Any) -> str:
         try:
             prompt, variants = form.read(values)
-            outlook = studio.forecast(variants, prompt, form.image_name(values))
+            image, memory = form.image_name(values), form.memory_words(values)
+            outlook = studio.forecast(variants, prompt, image, memory)
         except ValueError as error:
             return html.problems([sentence(error)])
         return html.forecast(outlook, differing_fields(variants), LABELS[: len(variants)])
@@ -178,7 +200,8 @@ def wire_generate(
     @explained
     def generate(*values: Any) -> tuple[dict[str, Any], str]:
         prompt, variants = form.read(values)
-        comparison_id = studio.submit(variants, prompt, form.image_name(values))
+        image, memory = form.image_name(values), form.memory_words(values)
+        comparison_id = studio.submit(variants, prompt, image, memory)
         return studio.status(comparison_id), html.history(studio.history())
 
     button.click(generate, form.inputs, [player, history], **PRIVATE)
@@ -191,7 +214,8 @@ def wire_sweep(studio: Studio, form: Form, player: gr.HTML, history: gr.HTML) ->
     def sweep(index: int, *values: Any) -> Updates:
         prompt, variants = form.read(values)
         swept = alpha_sweep(studio.registry, variants[index])
-        comparison_id = studio.submit(swept, prompt, form.image_name(values))
+        image, memory = form.image_name(values), form.memory_words(values)
+        comparison_id = studio.submit(swept, prompt, image, memory)
         shown = {player: studio.status(comparison_id), history: html.history(studio.history())}
         return form.filled(prompt, swept) | shown
 
@@ -213,14 +237,14 @@ def draw_from_video(studio: Studio, form: Form) -> None:
         if recipe.image is not None and not image:
             raise ValueError("The image of this clip is not in this studio; upload it first.")
         first_frame = studio.images.path(image) if image else None
-        rebuilt = to_recipe(studio.registry, variant, recipe.prompt, first_frame)
+        rebuilt = to_recipe(studio.registry, variant, recipe.prompt, first_frame, recipe.memory)
         lost = lost_fields(recipe, rebuilt)
         if lost:
             gr.Warning(f"The clip itself was made with another {', '.join(lost)}.")
         _, variants = form.read(values)
         index = LABELS.index(label)
         variants[index : index + 1] = [variant]
-        updates = form.filled(recipe.prompt, variants)
+        updates = form.filled(recipe.prompt, variants) | form.memory_filled(recipe.memory)
         if first_frame is not None:
             updates |= form.first_frame.filled(image, first_frame)
         return updates
@@ -249,6 +273,7 @@ def wire_page_load(
         if form is not None:
             recipes = [cell.recipe for cell in comparison.cells]
             updates |= form.filled(recipes[0].prompt, [from_recipe(recipe) for recipe in recipes])
+            updates |= form.memory_filled(recipes[0].memory)
             updates = form.listing(model_choices(studio.registry), updates)
             images = [name for recipe in recipes if (name := studio.images.name(recipe.image))]
             if images:

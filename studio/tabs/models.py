@@ -7,7 +7,7 @@ import gradio as gr
 
 from pipelines.download_state import Download, published
 from pipelines.files import disk_bytes
-from pipelines.memory_settings import installed_attention, memory_words
+from pipelines.memory_settings import installed_attention
 from pipelines.registry import ModelEntry
 from studio.downloads import Downloads
 from studio.html import escape
@@ -71,9 +71,9 @@ class ModelList:
         free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
         attention = ", ".join(name.removeprefix("_") for name in installed_attention())
         return (
-            f"<p>Downloads go to {escape(str(folder))}, {bytes_words(free)} free. Clips are made "
-            f"with --memory {escape(memory_words(self.studio.memory))}; installed for attention: "
-            f"{attention}.</p>"
+            f"<p>Downloads go to {escape(str(folder))}, {bytes_words(free)} free. Unless "
+            f"Compare says otherwise, memory is {escape(self.studio.memory)}; installed for "
+            f"attention: {attention}.</p>"
         )
 
     def act(self, name: str, action: str, _: str = "") -> dict[str, Any]:

@@ -124,6 +124,45 @@ def guidance_tensors(seed: int) -> dict[str, Tensor]:
     }
 
 
+class Payload:
+    """What a hostile pickle holds: unpickled, it creates the file `marker`."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.marker), "w")
+
+
+def write_preview_decoder(path: Path, num_channels: int = 16) -> Path:
+    """Random weights in the layout of taew2_1: half precision, an encoder as well."""
+    generator = torch.Generator().manual_seed(0)
+
+    def conv(name: str, before: int, after: int, size: int = 3, bias: bool = True) -> None:
+        weight = torch.randn(after, before, size, size, generator=generator)
+        tensors[f"{name}.weight"] = (weight / (before * size * size) ** 0.5).half()
+        if bias:
+            tensors[f"{name}.bias"] = torch.randn(after, generator=generator).half() / 10
+
+    tensors: dict[str, Tensor] = {}
+    conv("encoder.0", 3, 64)
+    conv("decoder.1", num_channels, 256)
+    stages = ((256, 128, 1, (3, 4, 5)), (128, 64, 2, (9, 10, 11)), (64, 64, 2, (15, 16, 17)))
+    for width, after, growth, blocks in stages:
+        for block in blocks:
+            conv(f"decoder.{block}.conv.0", 2 * width, width)
+            conv(f"decoder.{block}.conv.2", width, width)
+            conv(f"decoder.{block}.conv.4", width, width)
+        conv(f"decoder.{blocks[-1] + 2}.conv", width, growth * width, size=1, bias=False)
+        conv(f"decoder.{blocks[-1] + 3}", width, after, bias=False)
+    conv("decoder.22", 64, 3)
+    if path.suffix == ".safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path)
+    return path
+
+
 @pytest.fixture
 def lora_file(tmp_path: Path) -> Path:
     """A LoRA without a stored alpha."""

@@ -1,5 +1,6 @@
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,16 @@ def test_progress_names_its_phases_in_order_and_counts_down(
     assert denoise[0].eta_sec is None
     assert denoise[1].eta_sec > 0
     assert denoise[-1].eta_sec == 0
+
+
+def test_what_is_done_between_two_steps_does_not_count(
+    registry: Registry, models: ModelCache, tmp_path: Path
+) -> None:
+    for event in generate(registry.recipe("mini", PROMPT, steps=3), models, tmp_path / "clip.mp4"):
+        if isinstance(event, Progress) and event.phase == "denoise" and event.step:
+            time.sleep(1)
+    assert isinstance(event, Clip)
+    assert event.denoise_sec < event.total_sec < 3
 
 
 @pytest.mark.parametrize("phase", ["load", "denoise", "decode", "save"])

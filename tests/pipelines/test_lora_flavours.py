@@ -193,12 +193,12 @@ def test_a_flavour_is_recognised_and_computes_the_formula_live_stacked_and_merge
     stacked = stack_loras([adapter])
     assert len(stacked.down) == len(LAYERS)
     assert len(stacked.deltas) == (len(DELTAS) if write is lightx2v else 0)
+    assert {own_alpha(path)} == (set(read_lora(path).alphas.values()) or {RANK})
     if path.suffix != ".pt":
         model = {name: tuple(p.shape) for name, p in fresh.named_parameters()}
         told = summary(outline(lora_shapes(path)), model)
         assert told.startswith(title)
         assert "7 of 7 layers, rank 4" in told
-        assert {own_alpha(path)} == (set(read_lora(path).alphas.values()) or {RANK})
 
 
 def test_an_own_alpha_is_one_number_of_any_type(tmp_path: Path) -> None:
@@ -217,6 +217,9 @@ def test_an_own_alpha_is_one_number_of_any_type(tmp_path: Path) -> None:
     save_file({f"diffusion_model.{name}": delta for name, delta in deltas().items()}, path)
     with pytest.raises(ValueError, match="has no alpha"):
         own_alpha(path)
+    torch.save(tensors | {one: torch.tensor(2.0)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt keeps its alpha in a pickle"):
+        own_alpha(tmp_path / "a.pt")
 
 
 def test_deltas_are_counted_by_what_they_change(

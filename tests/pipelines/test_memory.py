@@ -13,7 +13,6 @@ from pipelines.denoiser import Denoiser
 from pipelines.generate import Clip, ModelCache, denoise, generate
 from pipelines.memory import require_device
 from pipelines.memory_settings import (
-    PLAIN,
     MemorySettings,
     installed_attention,
     memory_words,
@@ -29,7 +28,7 @@ FP8_TOLERANCE = 0.05  # of the norm of latents; measured 0.004 to 0.041
 
 def recipe(model: str = "tiny-wan", **changes: object) -> Recipe:
     registry = Registry()
-    settings = {"steps": 2, "num_frames": 5, **changes}
+    settings = {"steps": 2, "num_frames": 5, **changes}  # `memory` among them
     made = registry.recipe(
         model, "a small red circle moving left on a black background", **settings
     )
@@ -44,8 +43,8 @@ def latents(models: ModelCache, recipe: Recipe) -> Tensor:
     return last
 
 
-def cache(text: str) -> ModelCache:
-    return ModelCache(Registry(), "cpu", parse_memory(text))
+def cache() -> ModelCache:
+    return ModelCache(Registry(), "cpu")
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
@@ -54,7 +53,7 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def plain() -> ModelCache:
-    return ModelCache(Registry(), "cpu")
+    return cache()
 
 
 @pytest.mark.parametrize(
@@ -70,7 +69,7 @@ def plain() -> ModelCache:
 def test_what_only_moves_weights_leaves_the_latents_as_they_are(
     plain: ModelCache, text: str
 ) -> None:
-    assert torch.equal(latents(cache(text), recipe()), latents(plain, recipe()))
+    assert torch.equal(latents(cache(), recipe(memory=text)), latents(plain, recipe()))
 
 
 @pytest.mark.parametrize(
@@ -78,13 +77,13 @@ def test_what_only_moves_weights_leaves_the_latents_as_they_are(
     ["transformer=fp8_storage", "transformer=fp8_storage,offload=true", "text_encoder=fp8_storage"],
 )
 def test_fp8_storage_stays_near_the_plain_latents(plain: ModelCache, text: str) -> None:
-    found = difference(latents(cache(text), recipe()), latents(plain, recipe()))
+    found = difference(latents(cache(), recipe(memory=text)), latents(plain, recipe()))
     assert 0 < found < FP8_TOLERANCE
 
 
 def test_fp8_storage_halves_what_bf16_takes() -> None:
-    models = cache("transformer=fp8_storage")
-    blocks = models.components(recipe()).transformer.blocks
+    made = recipe(memory="transformer=fp8_storage")
+    blocks = cache().components(made).transformer.blocks
     linear = [module for module in blocks.modules() if isinstance(module, torch.nn.Linear)]
     assert {module.weight.dtype for module in linear} == {torch.float8_e4m3fn}
 
@@ -93,21 +92,22 @@ def test_fp8_storage_halves_what_bf16_takes() -> None:
 def test_loras_come_and_go_under_every_setting_that_takes_them(
     plain: ModelCache, text: str
 ) -> None:
-    models, tolerance = cache(text), 0.0 if "offload" in text else FP8_TOLERANCE
+    models, tolerance = cache(), 0.0 if "offload" in text else FP8_TOLERANCE
     # One step: a student of few steps carries a small error of the first one far.
     with_lora = recipe(steps=1, adapters=[Adapter(path=str(LORA), strength=0.5)])
     for made in (with_lora, recipe(steps=1), with_lora, recipe("tiny-dmd4", steps=1)):
-        assert difference(latents(models, made), latents(plain, made)) <= tolerance
-    transformer = models.components(with_lora).transformer
+        found = latents(models, made.model_copy(update={"memory": text}))
+        assert difference(found, latents(plain, made)) <= tolerance
+    held = with_lora.model_copy(update={"memory": text})
+    transformer = models.components(held).transformer
     loras = [value for name, value in transformer.named_parameters() if ".lora_" in name]
     assert {value.dtype for value in loras} == {torch.float32}, "rounded to the storage's fp8"
 
 
 def test_a_bf16_vae_and_tiles_stay_near_the_plain_frames(tmp_path: Path) -> None:
-    made = recipe(steps=1, width=288, height=32)
-
     def frames(text: str) -> Tensor:
-        *_, clip = generate(made, cache(text), tmp_path / f"{len(text)}.mp4")
+        made = recipe(steps=1, width=288, height=32, memory=text)
+        *_, clip = generate(made, cache(), tmp_path / f"{len(text)}.mp4")
         assert isinstance(clip, Clip)
         return torch.from_numpy(read_video(clip.path))
 
@@ -118,14 +118,40 @@ def test_a_bf16_vae_and_tiles_stay_near_the_plain_frames(tmp_path: Path) -> None
 
 
 def test_clips_say_what_changed_them(tmp_path: Path) -> None:
-    *_, clip = generate(recipe(steps=1), cache("transformer=fp8_storage"), tmp_path / "clip.mp4")
+    lossy, exact, fitted = (
+        recipe(steps=1, memory=text) for text in ("transformer=fp8_storage", "offload=true", "fit")
+    )
+    models = cache()
+    *_, clip = generate(lossy, models, tmp_path / "clip.mp4")
     assert isinstance(clip, Clip)
     assert clip.notes == (
         "Made with the transformer in fp8_storage, which changes the video a little.",
     )
-    *_, clip = generate(recipe(steps=1), cache("offload=true"), tmp_path / "clip.mp4")
+    *_, clip = generate(exact, models, tmp_path / "clip.mp4")
     assert isinstance(clip, Clip)
     assert clip.notes == ()
+    *_, clip = generate(fitted, models, tmp_path / "clip.mp4")
+    assert isinstance(clip, Clip)
+    assert clip.notes == ("Memory: on a CPU everything lies in RAM.",)
+
+
+def test_other_memory_settings_load_the_model_again_and_never_two_of_it() -> None:
+    models = cache()
+    made = [recipe(memory=text) for text in ("plain", "offload=true", "offload=true", "plain")]
+    found = [latents(models, one) for one in made]
+    assert models.num_loads == 3
+    assert len(models._bases) == 1
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
+def test_a_text_encoder_in_fp8_shares_no_embeddings_with_a_plain_one() -> None:
+    models = cache()
+    embeds = []
+    for text in ("plain", "text_encoder=fp8_storage", "text_encoder=cpu"):
+        made = recipe(memory=text)
+        embeds.append(models.inputs(made, models.components(made)).prompt_embeds)
+    assert not torch.equal(embeds[0], embeds[1])
+    assert embeds[2] is embeds[0]
 
 
 def test_compiled_blocks_compute_the_same_and_the_clip_says_what_it_cost(
@@ -133,11 +159,12 @@ def test_compiled_blocks_compute_the_same_and_the_clip_says_what_it_cost(
 ) -> None:
     compiled = partialmethod(WanTransformer3DModel.compile_repeated_blocks, backend="eager")
     monkeypatch.setattr(WanTransformer3DModel, "compile_repeated_blocks", compiled)
-    models = cache("compile_blocks=true")
-    *_, clip = generate(recipe(steps=3, width=32, height=32), models, tmp_path / "clip.mp4")
+    models, compiling = cache(), {"memory": "compile_blocks=true"}
+    small = recipe(steps=3, width=32, height=32, **compiling)
+    *_, clip = generate(small, models, tmp_path / "clip.mp4")
     assert isinstance(clip, Clip)
     assert "first step also compiled the blocks" in clip.notes[0]
-    assert difference(latents(models, recipe()), latents(plain, recipe())) < 1e-5
+    assert difference(latents(models, recipe(**compiling)), latents(plain, recipe())) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -183,12 +210,15 @@ def test_what_needs_a_gpu_says_so_on_a_cpu() -> None:
         require_device(MemorySettings(transformer="fp8"), "cpu")
 
 
-def test_a_quantised_transformer_refuses_loras_and_models_that_are_loras() -> None:
-    models = ModelCache(Registry(), "cpu", PLAIN.model_copy(update={"transformer": "int8"}))
+def test_a_quantised_transformer_refuses_loras_and_models_that_are_loras(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipelines.memory_settings.find_spec", lambda name: name)
+    int8 = "transformer=int8"
     with pytest.raises(ValueError, match=r"^memory: LoRAs, .* transformer=int8; choose fp8_"):
-        models.components(recipe(adapters=[Adapter(path=str(LORA))]))
+        cache().components(recipe(adapters=[Adapter(path=str(LORA))], memory=int8))
     with pytest.raises(ValueError, match=r"^memory: LoRAs, and models that are LoRAs"):
-        models.components(recipe("tiny-dmd4"))
+        cache().components(recipe("tiny-dmd4", memory=int8))
 
 
 def test_int8_weights_stay_near_the_plain_latents(plain: ModelCache) -> None:

@@ -78,3 +78,9 @@ def test_guidance_on_a_guidance_free_student_is_a_problem(
 ) -> None:
     spec = SamplerSpec.model_validate({"guidance_mode": mode, "guidance_scale": guidance_scale})
     assert (spec.problem() is None) == works
+
+
+def test_memory_is_part_of_the_key_where_it_is_not_plain() -> None:
+    assert recipe(memory="plain").key() == recipe().key()
+    assert "memory" not in recipe().to_json()
+    assert len({recipe(memory=words).key() for words in ("plain", "fit", "vae=bf16")}) == 3

@@ -104,7 +104,7 @@ def test_new_folders_appear_without_a_restart(own_models: Path) -> None:
     assert set(registry.models()) - before == {"later"}
 
 
-def test_loras_are_recognised_by_their_header(own_models: Path) -> None:
+def test_loras_are_recognised_by_names_alone(own_models: Path) -> None:
     save_file(lora_tensors(1), own_models / "style.safetensors")
     save_file({"blocks.0.weight": torch.zeros(3)}, own_models / "full.safetensors")
     (own_models / "broken.safetensors").write_bytes(b"nothing")

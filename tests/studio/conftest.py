@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ from pipelines.registry import Registry
 from studio.store import Job, Store
 from studio.supervisor import Supervisor
 from studio.workers import store_path
+from tests.pipelines.conftest import write_preview_decoder
 from tests.trainers.conftest import config_tree, micro_data, whole_model  # noqa: F401
 
 expect.set_options(timeout=30_000)  # a page loads in 1 s, and in 10 while two processes test
@@ -33,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY_WAN = ROOT / "assets" / "tiny-wan"
 PROMPT = "a large red circle moving right on a navy background"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+LOCAL = re.compile(r"(https?://127\.0\.0\.1[:/]|data:|blob:)")
 Value = TypeVar("Value")
 
 
@@ -119,7 +122,10 @@ class App:
 
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models folder: `student`, TinyWan said to be distilled, and the LoRA `style`."""
+    """A models folder: `student`, TinyWan said to be distilled, and the LoRA `style`.
+
+    `wan-latents` is TinyWan said to have the latents of Wan2.1, which preview decoders read.
+    """
     folder = tmp_path_factory.mktemp("models")
     student = folder / "student"
     student.mkdir()
@@ -128,6 +134,12 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sampler = {"num_inference_steps": 2, "guidance_scale": 1.0, "guidance_mode": "off"}
     spec = {"sampler": sampler, "text_length": 64, "num_frames": 17, "fps": 8}
     (student / "sampler.json").write_text(json.dumps(spec | {"width": 64, "height": 64}))
+    claimed = shutil.copytree(student, folder / "wan-latents", symlinks=True)
+    (claimed / "vae").unlink()
+    shutil.copytree(TINY_WAN / "vae", claimed / "vae")
+    config = json.loads((claimed / "vae" / "config.json").read_text())
+    del config["latents_mean"], config["latents_std"]  # what diffusers takes then is Wan2.1's
+    (claimed / "vae" / "config.json").write_text(json.dumps(config))
     config = json.loads((TINY_WAN / "transformer" / "config.json").read_text())
     width = config["num_attention_heads"] * config["attention_head_dim"]
     rng = np.random.default_rng(0)
@@ -143,7 +155,9 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def app(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[App]:
     """The studio that most tests share."""
-    running = App(tmp_path_factory.mktemp("studio")).start("--models", str(models_dir))
+    preview = write_preview_decoder(tmp_path_factory.mktemp("preview") / "taew2_1.pth")
+    options = ("--models", str(models_dir), "--preview-decoder", str(preview))
+    running = App(tmp_path_factory.mktemp("studio")).start(*options)
     yield running
     running.stop()
 
@@ -183,6 +197,17 @@ def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     yield context.new_page()
     context.close()
+
+
+@pytest.fixture
+def compare(app: App, page: Page) -> Iterator[Page]:
+    """The page, opened. Every request it makes must stay on this machine."""
+    outside: list[str] = []
+    page.on("request", lambda r: None if LOCAL.match(r.url) else outside.append(r.url))
+    page.goto(app.url)
+    expect(page.locator("#forecast")).not_to_be_empty(timeout=20_000)
+    yield page
+    assert outside == []
 
 
 @pytest.fixture

@@ -1,53 +1,20 @@
 """Compare in a real browser: what a person presses, sees and finds again."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from PIL import Image
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Page, Route, expect
 
 from pipelines.video import read_recipe
 from studio.workers import clip_path
+from tests.studio.compare import choose, field, generate, wait_until_made
 from tests.studio.conftest import PROMPT, App, wait_for
 
 TIMES = "() => [...document.querySelectorAll('.player-tile video')].map((v) => v.currentTime)"
 FRAME_SEC = 1 / 8
 SLOW_MS = 20_000  # for what the server has to answer first, on a busy machine
 ATTACK = """<img src=x onerror="window.hacked=1"> "quoted" ' ../../etc ${1+1} {{value}} `x`"""
-LOCAL = re.compile(r"(https?://127\.0\.0\.1[:/]|data:|blob:)")
-
-
-@pytest.fixture
-def compare(app: App, page: Page) -> Iterator[Page]:
-    """The page, opened. Every request it makes must stay on this machine."""
-    outside: list[str] = []
-    page.on("request", lambda r: None if LOCAL.match(r.url) else outside.append(r.url))
-    page.goto(app.url)
-    expect(page.locator("#forecast")).not_to_be_empty(timeout=20_000)
-    yield page
-    assert outside == []
-
-
-def field(page: Page, label: str, name: str) -> Locator:
-    return page.locator(f"#variant-{label}-{name} input")
-
-
-def generate(page: Page, first_steps: int, second_steps: int, seed: int) -> str:
-    """Fills in the steps and the seed, presses Generate, and returns the comparison's id."""
-    field(page, "A", "num_inference_steps").fill(str(first_steps))
-    field(page, "B", "num_inference_steps").fill(str(second_steps))
-    page.locator("#shared-seed input").fill(str(seed))
-    page.locator("#generate").click()
-    expect(page.locator(".player")).to_be_visible()
-    page.wait_for_url("**v=*")
-    return page.url.split("v=")[1]
-
-
-def wait_until_made(page: Page, num_clips: int = 2) -> None:
-    made = page.locator(".player-tile[data-state=finished] video")
-    expect(made).to_have_count(num_clips, timeout=60_000)
 
 
 def spread(page: Page) -> float:
@@ -126,14 +93,6 @@ def test_a_tab_closed_in_the_middle_loses_nothing(app: App, compare: Page) -> No
     expect(again.locator(".player-prompt")).to_have_text(PROMPT)
 
 
-def test_a_running_tile_is_cancelled_and_says_so(app: App, compare: Page) -> None:
-    generate(compare, 900, 1, seed=3)
-    compare.locator(".player-tile[data-label=A] .player-cancel").click()
-    cancelled = compare.locator(".player-tile[data-label=A][data-state=cancelled]")
-    expect(cancelled).to_contain_text("Cancelled", timeout=30_000)
-    wait_until_made(compare, 1)
-
-
 def test_what_a_user_writes_stays_text(app: App, compare: Page) -> None:
     compare.locator("#prompt textarea").fill(ATTACK)
     comparison_id = generate(compare, 1, 1, seed=4)
@@ -163,11 +122,6 @@ def test_what_differs_is_marked_and_what_cannot_work_is_said_before_it_runs(comp
     expect(compare.get_by_test_id("toast-text")).to_contain_text("guidance_scale is 5")
     choose(compare, "B", "model", "Wan2.1 T2V 1.3B (missing)")
     expect(compare.locator("#forecast .problems")).to_contain_text("--models")
-
-
-def choose(page: Page, label: str, name: str, option: str) -> None:
-    field(page, label, name).click()
-    page.get_by_role("option", name=option, exact=True).click()
 
 
 def test_unlocked_fields_move_into_the_variants(app: App, compare: Page) -> None:

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from pipelines.registry import Registry
-from studio.forms import field_id
+from studio.html import field_id
 from tests.studio.conftest import App
 
 RUN = "from-the-form"

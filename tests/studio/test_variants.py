@@ -16,9 +16,11 @@ from pipelines.recipe import Adapter, Recipe, SamplerSpec
 from pipelines.registry import Registry
 from pipelines.video import read_recipe
 from studio.lora_hints import NO_HINT, lora_hint
+from studio.memory_hints import FIRST_HINT, FIT_HINT, MOVED_HINT, PLAIN_HINT, memory_hint
 from studio.metrics import estimate_sec, metric_lines
 from studio.panels import model_choices
 from studio.store import ClipInfo
+from studio.studio import Studio
 from studio.variants import (
     Variant,
     alpha_sweep,
@@ -46,7 +48,7 @@ def test_the_command_line_makes_exactly_the_recipe(registry: Registry, tmp_path:
     variant = Variant(
         model="student", lora=lora, lora_alpha=0.5, strength=-1.25, num_frames=5, flow_shift=2.7
     )
-    recipe = to_recipe(registry, variant, PROMPT)
+    recipe = to_recipe(registry, variant, PROMPT, memory="offload=true")
     out = tmp_path / "a clip.mp4"
     command = cli_command(registry, recipe, str(out))
     assert command.startswith("python -m pipelines generate ")
@@ -100,11 +102,16 @@ def test_the_hint_beside_a_lora_says_what_fits(registry: Registry, tmp_path: Pat
 
 def test_what_a_panel_cannot_show_is_named(registry: Registry) -> None:
     recipe = to_recipe(registry, Variant(model="tiny-wan"), "a red circle")
-    other = recipe.model_copy(update={"negative_prompt": "blur", "fps": 12})
+    other = recipe.model_copy(update={"negative_prompt": "blur", "fps": 12, "memory": "fit"})
     other = other.model_copy(
         update={"sampler": SamplerSpec(**recipe.sampler.model_dump() | {"guidance_scale": 7})}
     )
-    assert lost_fields(other, recipe) == ["negative_prompt", "fps", "sampler.guidance_scale"]
+    assert lost_fields(other, recipe) == [
+        "negative_prompt",
+        "fps",
+        "memory",
+        "sampler.guidance_scale",
+    ]
 
 
 def test_a_checkpoint_brings_its_own_settings(registry: Registry) -> None:
@@ -133,6 +140,8 @@ def test_only_what_the_registry_lists_is_opened(registry: Registry, tmp_path: Pa
         to_recipe(registry, Variant(model="assets/tiny-wan"), "a red circle")
     with pytest.raises(ValueError, match="prompt"):
         to_recipe(registry, Variant(model="tiny-wan"), "  ")
+    with pytest.raises(ValueError, match="memory: ofload"):
+        to_recipe(registry, Variant(model="tiny-wan"), "a red circle", memory="ofload=true")
 
 
 def test_guidance_on_a_distilled_model_is_refused(registry: Registry) -> None:
@@ -160,6 +169,7 @@ def test_an_estimate_scales_with_the_forwards_of_a_like_clip() -> None:
     info = ClipInfo(num_forwards=60, denoise_sec=6, decode_sec=0.5, load_sec=3, total_sec=10)
     few = SamplerSpec(num_inference_steps=4, guidance_scale=1)
     assert estimate_sec(Recipe(model="m", prompt="b", sampler=few), [(earlier, info)]) == 0.9
+    assert estimate_sec(Recipe(model="m", prompt="b", memory="fit"), [(earlier, info)]) is None
     assert estimate_sec(Recipe(model="other", prompt="b"), [(earlier, info)]) is None
 
 
@@ -194,3 +204,23 @@ def test_a_student_is_a_choice_with_its_own_settings_and_one_forward_a_step(
     recipe = to_recipe(found, variant.model_copy(update={"guidance_scale": 7}), "a red circle")
     assert recipe.num_forwards == 6
     assert "--negative-prompt" not in cli_command(found, recipe, "a.mp4")
+
+
+def test_the_hint_beside_memory_says_what_fit_chose_last_time(tmp_path: Path) -> None:
+    studio = Studio(tmp_path, Registry(), viewer=False)
+
+    def hint(memory: str) -> str:
+        return memory_hint(studio, memory, ["tiny-wan", "tiny-dmd4"])
+
+    assert hint("fit") == FIRST_HINT
+    for seed, (model, words) in enumerate((("tiny-wan", "1 GB."), ("tiny-wan", "2 GB. So it."))):
+        made = to_recipe(studio.registry, Variant(model=model, seed=seed), "a", memory="fit")
+        notes = f"another note\nMemory: {words}"
+        studio.store.add_clip(made, ClipInfo(num_forwards=1, denoise_sec=1, notes=notes))
+    assert hint("fit") == f"{FIT_HINT}. Last time: 2 GB. So it."
+    made = to_recipe(studio.registry, Variant(model="tiny-dmd4"), "a", memory="fit")
+    studio.store.add_clip(made, ClipInfo(num_forwards=1, denoise_sec=1, notes="Memory: 3 GB."))
+    assert "TinyWan: 2 GB. So it." in hint("fit")
+    assert hint("plain") == PLAIN_HINT
+    assert hint("offload=true") == MOVED_HINT
+    assert hint("vae=bf16") == "With the VAE in bf16, which changes videos a little"

@@ -10,15 +10,18 @@ import torch
 from PIL import Image
 
 from pipelines.denoiser import Denoiser
-from pipelines.video import read_recipe
+from pipelines.generate import ModelCache
+from pipelines.registry import Registry
+from pipelines.video import read_recipe, read_video, write_video
 from tests.pipelines.test_image_condition import save_image_model
 from tests.trainers.runs import read_jsonl, trainer
 from tests.trainers.test_engine import GAN, LORA, own_roles
+from trainers.__main__ import main
 from trainers.costs import count_runs, stand_ins
 from trainers.data import build_data
 from trainers.estimate import _skeleton
 from trainers.models import Codecs, load_models
-from trainers.prepared import Sample, write_prepared
+from trainers.prepared import PreparedFolder, Sample, write_prepared
 from trainers.registry import build_config, load_config, methods
 
 SHAPE = (16, 2, 4, 4)
@@ -108,6 +111,47 @@ def test_the_loss_depends_on_the_image_of_each_sample(tree, tmp_path: Path) -> N
     run.algorithm.flow_loss(batch, run._rng(0, 0))
     assert torch.equal(seen[0][:, 20:], batch.condition.image_latents)
     assert not torch.equal(seen[0][0, 20:], seen[0][1, 20:])
+
+
+def test_prepare_stores_what_sampling_reads_of_a_first_frame_and_training_reads_that(
+    image_models: Path, tree, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).random((2, 1, 8, 12, 3)).repeat(4, 2).repeat(4, 3)
+    for number, picture in enumerate(noise):
+        write_video(tmp_path / "videos" / f"{number}.mp4", picture.repeat(5, 0), fps=8)
+        (tmp_path / "videos" / f"{number}.txt").write_text(PROMPT)
+    model, out = str(image_models / "clip"), tmp_path / "data"
+    command = ["prepare", str(tmp_path / "videos"), str(out), "--model", model]
+    assert main([*command, "--size", "48x32", "--frames", "5"]) == 0
+    stored = [PreparedFolder(out).read(number) for number in range(2)]
+    assert [sample["image_embeds"].shape for sample in stored] == [(5, 8)] * 2
+
+    registry = Registry([image_models])
+    models = ModelCache(registry, "cpu")
+    for number, sample in enumerate(stored):
+        first = np.rint(read_video(tmp_path / "videos" / f"{number}.mp4")[0] * 255)
+        Image.fromarray(first.astype(np.uint8)).save(tmp_path / "first.png")
+        recipe = registry.recipe("clip", PROMPT, image=tmp_path / "first.png", width=48)
+        condition = models.inputs(recipe, models.components(recipe)).condition
+        assert condition is not None
+        for name in ("image_embeds", "image_latents"):
+            read = getattr(condition, name)[0]
+            torch.testing.assert_close(sample[name].float(), read, atol=2e-3, rtol=2e-3)
+    apart = stored[0]["image_embeds"].float() - stored[1]["image_embeds"].float()
+    assert apart.abs().max() > 0.1, "as if nothing of the image were read"
+
+    data = {"source": "prepared", "folder": str(out), "batch_size": 2}
+    run = trainer(build_config(tree("clip", "finetune", data=data)), tmp_path / "run")
+    seen: list[torch.Tensor] = []
+    run.roles["student"].network.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["encoder_hidden_states_image"]),
+        with_kwargs=True,
+    )
+    run.algorithm.flow_loss(run.data.batch(0, 0, 1), run._rng(0, 0))
+    expected = torch.stack([sample["image_embeds"] for sample in stored]).float()
+    (both,) = seen
+    order = [0, 1] if torch.equal(both[0], expected[0]) else [1, 0]
+    assert torch.equal(both, expected[order])
 
 
 def test_data_without_first_frames_are_refused(tree, tmp_path: Path) -> None:
