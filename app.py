@@ -35,6 +35,13 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, help="folder of training runs; default: runs/ here")
     parser.add_argument("--share", action="store_true", help="make a public link; needs --auth")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for a name and a password")
+    parser.add_argument(
+        "--reward-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="where runs of the page may ask a reward server; this machine always",
+    )
     parser.add_argument("--viewer", action="store_true", help="show comparisons, make nothing")
     parser.add_argument(
         "--device", action="append", default=[], help="cuda:0, cpu, ...; default: every GPU"
@@ -122,7 +129,8 @@ def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> Non
         place = Workplace(data, tuple(models), arguments.preview_decoder)
         workers = Workers(studio.store, place, devices)
         runs = Supervisor(RUNS, workers)
-        studio.training = Training(registry, Methods(data), runs, (data,))
+        hosts = tuple(host.lower() for host in arguments.reward_host)
+        studio.training = Training(registry, Methods(data), runs, (data,), hosts)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that `finally` runs
     page = build_page(studio, devices)
     try:

@@ -20,8 +20,9 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines.files import Header, atomic_path, read_json
+from pipelines.files import Header, atomic_path
 from pipelines.guidance import is_guidance_weight, portable_name
+from pipelines.lora_alpha import stated_settings
 from pipelines.lora_fit import adapter_file, lora_shapes
 from pipelines.lora_flavours import DELTAS, Part, recognise
 from pipelines.native_names import TRANSFORMER
@@ -64,12 +65,11 @@ class Lora:
 
 def read_lora(path: Path) -> Lora:
     """Reads a LoRA file (safetensors, or a pickle of plain weights) or a PEFT folder."""
-    settings = _peft_settings(path) if path.is_dir() else {}
-    tensors, metadata = read_tensors(adapter_file(path))
-    if "lora_adapter_metadata" in metadata:
-        stored = json.loads(metadata["lora_adapter_metadata"])
-        settings = {key.removeprefix("transformer."): value for key, value in stored.items()}
-    return _parse(path, tensors, settings)
+    if path.is_dir():
+        settings = stated_settings(path, {})
+        return _parse(path, read_tensors(adapter_file(path))[0], settings)
+    tensors, metadata = read_tensors(path)
+    return _parse(path, tensors, stated_settings(path, metadata))
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -77,15 +77,6 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     if path.is_dir() or path.suffix == ".safetensors":
         return dict(lora_shapes(path))
     return {name: tuple(tensor.shape) for name, tensor in read_tensors(path)[0].items()}
-
-
-def _peft_settings(folder: Path) -> dict[str, Any]:
-    if not (folder / "adapter_config.json").is_file():
-        raise ValueError(
-            f"adapter {folder} is a folder without adapter_config.json; give the LoRA file"
-        )
-    settings: dict[str, Any] = read_json(folder / "adapter_config.json")
-    return settings
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -31,6 +31,7 @@ def on_choice(
         now = time.monotonic()
         if values == before[0] and now - before[1] < TWIN_SEC:
             return gr.skip()
-        return handler(*values) | {answered: (values, now)}
+        updates = handler(*values)
+        return updates | {answered: (values, time.monotonic())}
 
     chosen.input(answer, [answered, *inputs], [answered, *outputs], **PRIVATE)

@@ -24,11 +24,17 @@ Updates = dict[Component, Any]
 
 @dataclass(frozen=True)
 class Panel:
-    """One variant: its column and the component of each field of `Variant`."""
+    """One variant: its column, the component of each field of `Variant`, and a LoRA's button."""
 
     label: str
     column: gr.Column
     fields: dict[str, Component]
+    sweep: gr.Button
+
+    @property
+    def filled(self) -> list[Component]:
+        """What `Form.panel_filled` updates."""
+        return [*self.fields.values(), self.sweep]
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,9 @@ class Form:
     @property
     def outputs(self) -> list[Any]:
         """Everything that a handler may fill."""
-        return [*self.inputs, *self.columns, self.first_frame.image, self.first_frame.row]
+        sweeps = [panel.sweep for panel in self.panels]
+        frame = [self.first_frame.image, self.first_frame.row]
+        return [*self.inputs, *sweeps, *self.columns, *frame]
 
     def image_name(self, values: Sequence[Any]) -> str:
         """The image among values as `read` expects them; empty where there is none."""
@@ -108,7 +116,7 @@ class Form:
 
         A LoRA's own fields show when it is chosen, and then room for another one.
         """
-        updates: Updates = {}
+        updates: Updates = {panel.sweep: gr.update(visible=bool(values["lora"]))}
         needs = {strength: lora for lora, strength in LORA_FIELDS} | {"lora_alpha": "lora"}
         loras = [lora for lora, _ in LORA_FIELDS]
         needs |= dict(zip(loras[1:], loras, strict=False))

@@ -15,11 +15,20 @@ from studio.html import field_id
 from studio.images import Example
 from studio.lora_hints import NO_HINT
 from studio.memory_hints import PLAIN_HINT, memory_choices
-from studio.variants import LABELS, LORA_FIELDS, SHARED_FIELDS, Variant, lora_name, own_variant
+from studio.variants import (
+    LABELS,
+    LORA_FIELDS,
+    SHARED_FIELDS,
+    SWEEP_FACTORS,
+    Variant,
+    lora_name,
+    own_variant,
+)
 
 MIN_VARIANTS = 2
 FEW_STEPS = 4  # what B starts with: the question that this studio is about
 MAX_SEED = 2**32 - 1
+SWEEP = f"Compare lora_alpha x {', '.join(f'{factor:g}' for factor in SWEEP_FACTORS)}"
 LOCK_CHOICES = [("Seed", "seed"), ("Size", "size"), ("Frames", "num_frames")]
 
 
@@ -141,20 +150,21 @@ def draw_panel(registry: Registry, label: str, variant: Variant, visible: bool) 
                 model_choices(registry), value=variant.model, label="Model", **field("model")
             ),
         }
-        fields |= _draw_lora_fields(registry, field)
+        lora_fields, sweep = _draw_lora_fields(registry, field)
+        fields |= lora_fields
         with gr.Row():
             fields |= _draw_sampler_fields(variant, field)
         with gr.Row():
             for name in SHARED_FIELDS:
                 value = getattr(variant, name)
                 fields[name] = draw_shared(name, value, visible=False, **field(name))
-    return Panel(label, column, {name: fields[name] for name in Variant.model_fields})
+    return Panel(label, column, {name: fields[name] for name in Variant.model_fields}, sweep)
 
 
 def _draw_lora_fields(
     registry: Registry, field: Callable[[str], dict[str, Any]]
-) -> dict[str, Component]:
-    """The first LoRA; the others show when the one before is chosen."""
+) -> tuple[dict[str, Component], gr.Button]:
+    """The first LoRA; the others show when the one before is chosen. And the alphas' button."""
     choices = lora_choices(registry)
     number = {"visible": False, "step": 0.1}
     alpha = {"label": "lora_alpha", "info": "Empty: the file's own"}
@@ -169,7 +179,8 @@ def _draw_lora_fields(
         )
         if index == 0:
             fields["lora_alpha"] = gr.Number(None, visible=False, **alpha, **field("lora_alpha"))
-    return fields
+            sweep = gr.Button(SWEEP, size="sm", visible=False, **field("sweep"))
+    return fields, sweep
 
 
 def _draw_sampler_fields(

@@ -46,6 +46,7 @@ function openComparison(next) {
   note("");
   if (!next.samples) {
     const address = new URL(window.location);
+    if (address.searchParams.get("v") !== next.id) requestAnimationFrame(comeIntoView); // it was just asked for
     address.searchParams.set("v", next.id);
     window.history.replaceState(null, "", address);
   }
@@ -54,6 +55,10 @@ function openComparison(next) {
   root.classList.toggle("player-viewer", next.viewer);
   root.classList.toggle("player-samples", Boolean(next.samples)); // of a run: not in the store
   tiles.replaceChildren(...next.cells.map(makeTile));
+}
+
+function comeIntoView() {
+  root.scrollIntoView({ block: "nearest" });
 }
 
 // --- the clock ------------------------------------------------------------------------------

@@ -197,6 +197,8 @@ class Studio:
         adapters = "".join(
             f" + {lora_name(self.registry, Path(adapter.path))}" for adapter in recipe.adapters
         )
+        alphas = {adapter.lora_alpha for adapter in recipe.adapters} - {None}
+        adapters += "".join(f" (lora_alpha {alpha:g})" for alpha in alphas)
         return f"{model}{adapters}, {plural(recipe.sampler.num_inference_steps, 'step')}"
 
     def status(self, comparison_id: str) -> dict[str, Any]:

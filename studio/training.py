@@ -1,10 +1,12 @@
 """What Train and Runs can do, apart from drawing. A studio for viewers has none of it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -28,6 +30,10 @@ OUTSIDE = (
     "{place} is outside the folders that this page may read; put it below the project, the runs, "
     "the --data folder or a --models folder"
 )
+ELSEWHERE = (
+    "{url} is not on this machine; have the studio started with --reward-host and its host, or "
+    "start the run from a shell"
+)
 
 
 @dataclass
@@ -38,6 +44,7 @@ class Training:
     methods: Methods
     supervisor: Supervisor
     data_dirs: tuple[Path, ...] = ()  # where data may lie, beside project, runs and models
+    reward_hosts: tuple[str, ...] = ()  # where reward servers may be, beside this machine
 
     def close(self) -> None:
         """Runs go on."""
@@ -121,12 +128,23 @@ class Training:
                 found.append((path, OUTSIDE.format(place=place)))
             elif not is_there(ROOT / place):
                 found.append((path, f"{place} does not exist; choose another {name}"))
+        for reward in (("reward",), ("validation", "held_out")):
+            urls = [url for url in reward_urls(value_at(tree, reward)) if not self.may_ask(url)]
+            found += [((*reward, "settings"), ELSEWHERE.format(url=url)) for url in urls]
         return found
 
     def may_read(self, path: Path) -> bool:
         """Whether a user of the page may name this as data: not everything on this machine."""
         roots = (ROOT, self.supervisor.runs_dir, *self.data_dirs, *self.registry.model_dirs)
         return any(path.resolve().is_relative_to(root.resolve()) for root in roots)
+
+    def may_ask(self, url: str) -> bool:
+        """Whether a user of the page may have a run ask this server: not all that is in reach."""
+        try:
+            host = urlsplit(url).hostname or ""
+            return host in ("localhost", *self.reward_hosts) or ip_address(host).is_loopback
+        except ValueError:  # no address, a name that is not allowed
+            return False
 
     def entry(self, model: str) -> ModelEntry:
         """A model as a run would find it, from the project's folder."""
@@ -196,6 +214,18 @@ def value_at(tree: Mapping[str, Any], path: Sequence[str]) -> Any:
     for name in path:
         node = node.get(name) if isinstance(node, Mapping) else None
     return node
+
+
+def reward_urls(choice: Any) -> Iterator[str]:
+    """The servers that a reward names, those inside a weighted sum too."""
+    if isinstance(choice, Mapping):
+        url = value_at(choice, ("settings", "url"))
+        if choice.get("kind") == "remote" and url is not None:
+            yield str(url)
+        choice = list(choice.values())
+    if isinstance(choice, list | tuple):
+        for each in choice:
+            yield from reward_urls(each)
 
 
 def _method(path: Path) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from pipelines.checkpoints import image_problem
+from pipelines.lora_alpha import own_alpha
 from pipelines.recipe import Adapter, Recipe, SamplerName, Strict
 from pipelines.registry import STUDENTS, Registry
 
@@ -20,6 +21,7 @@ SHARED_FIELDS = (
 )  # locked across variants unless the user unlocks them
 # A variant's LoRAs, each with its strength; the order does not matter.
 LORA_FIELDS = (("lora", "strength"), ("lora_2", "strength_2"), ("lora_3", "strength_3"))
+SWEEP_FACTORS = (0, 0.5, 0.75, 1)  # of a LoRA's own alpha; a reward's is best below its own
 
 
 class Variant(Strict):
@@ -73,10 +75,7 @@ def to_recipe(
         raise ValueError(f"model {variant.model!r} is not in the list; choose one that is")
     if entry.missing is not None:
         raise ValueError(f"model {variant.model!r}: {entry.missing}")
-    listed = {str(path) for path in registry.loras()}
-    for adapter in variant.adapters:
-        if adapter.path not in listed:
-            raise ValueError(f"lora {adapter.path!r} is not in the models folders; put it there")
+    require_listed(registry, variant.adapters)
     if len({adapter.path for adapter in variant.adapters}) < len(variant.adapters):
         raise ValueError("the same lora is chosen twice; choose it once with the sum of strengths")
     if not prompt.strip():
@@ -101,6 +100,30 @@ def to_recipe(
     if problem is not None:
         raise ValueError(problem)
     return recipe
+
+
+def require_listed(registry: Registry, adapters: Sequence[Adapter]) -> None:
+    """ValueError for a LoRA that is not among the registry's."""
+    listed = {str(path) for path in registry.loras()}
+    for adapter in adapters:
+        if adapter.path not in listed:
+            raise ValueError(f"lora {adapter.path!r} is not in the models folders; put it there")
+
+
+def alpha_sweep(registry: Registry, variant: Variant) -> list[Variant]:
+    """The variant at several shares of its LoRA's own alpha, weakest first.
+
+    ValueError where it has no LoRA, or LoRAs of several alphas: `lora_alpha` replaces them all.
+    """
+    require_listed(registry, variant.adapters)
+    alphas = {own_alpha(Path(adapter.path)) for adapter in variant.adapters}
+    if len(alphas) != 1:
+        raise ValueError(
+            "lora_alpha replaces the alpha of all LoRAs, so it is compared for LoRAs of the same "
+            "alpha; choose one LoRA"
+        )
+    (alpha,) = alphas
+    return [variant.model_copy(update={"lora_alpha": factor * alpha}) for factor in SWEEP_FACTORS]
 
 
 def parse_size(size: str | None) -> tuple[int | None, int | None]:

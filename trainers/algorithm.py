@@ -150,7 +150,11 @@ class Algorithm(ABC, Generic[ConfigT]):
 
     @abstractmethod
     def updates(self, step: int) -> Iterator[Update]:
-        """The updates of one training step, in order."""
+        """The updates of one training step, in order.
+
+        Only the first may ask the reward: where it fails, nothing of the step has been done yet,
+        and the checkpoint is that of a whole step.
+        """
 
     def network(self, role: str, batch: Batch) -> Network:
         """A role's transformer, given the images of the batch where it has any."""

@@ -24,6 +24,7 @@ from studio.variants import (
     LABELS,
     LORA_FIELDS,
     SHARED_FIELDS,
+    alpha_sweep,
     differing_fields,
     from_recipe,
     lost_fields,
@@ -55,6 +56,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
     wire_memory(studio, page, form, player)
     wire_forecast(studio, page, form, player, forecast)
     wire_generate(studio, form, generate, player, history)
+    wire_sweep(studio, form, player, history)
     draw_from_video(studio, form)
     wire_page_load(studio, page, form, player, history)
 
@@ -79,7 +81,7 @@ def wire_count(form: Form, add: gr.Button, remove: gr.Button) -> None:
     def remove_variant(num_variants: int) -> Updates:
         return form.counted(max(num_variants - 1, MIN_VARIANTS))
 
-    add.click(add_variant, form.inputs, [*form.inputs, *form.columns], **PRIVATE)
+    add.click(add_variant, form.inputs, form.outputs, **PRIVATE)
     remove.click(remove_variant, form.num_variants, [form.num_variants, *form.columns], **PRIVATE)
 
 
@@ -107,7 +109,7 @@ def wire_panels(studio: Studio, form: Form) -> None:
                 panel.fields[name],
                 partial(fill, index),
                 [panel.fields["model"], form.locks, *pairs],
-                [*panel.fields.values(), *form.shared.values()],
+                [*panel.filled, *form.shared.values()],
             )
     own_shared = [panel.fields[name] for panel in form.panels for name in SHARED_FIELDS]
     form.locks.input(
@@ -203,6 +205,22 @@ def wire_generate(
         return studio.status(comparison_id), html.history(studio.history())
 
     button.click(generate, form.inputs, [player, history], **PRIVATE)
+
+
+def wire_sweep(studio: Studio, form: Form, player: gr.HTML, history: gr.HTML) -> None:
+    """One click fills the panels with one variant at several alphas of its LoRA, and generates."""
+
+    @explained
+    def sweep(index: int, *values: Any) -> Updates:
+        prompt, variants = form.read(values)
+        swept = alpha_sweep(studio.registry, variants[index])
+        comparison_id = studio.submit(swept, prompt, form.image_name(values))
+        shown = {player: studio.status(comparison_id), history: html.history(studio.history())}
+        return form.filled(prompt, swept) | shown
+
+    for index, panel in enumerate(form.panels):
+        outputs = [*form.outputs, player, history]
+        panel.sweep.click(partial(sweep, index), form.inputs, outputs, **PRIVATE)
 
 
 def draw_from_video(studio: Studio, form: Form) -> None:

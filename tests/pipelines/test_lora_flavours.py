@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.adapters import apply_adapters, stack_loras
+from pipelines.lora_alpha import own_alpha
+from pipelines.lora_files import read_lora
 from pipelines.lora_fit import lora_shapes, outline, summary
 from pipelines.lora_merge import merge_loras
 from pipelines.recipe import Adapter
@@ -196,6 +198,25 @@ def test_a_flavour_is_recognised_and_computes_the_formula_live_stacked_and_merge
         told = summary(outline(lora_shapes(path)), model)
         assert told.startswith(title)
         assert "7 of 7 layers, rank 4" in told
+        assert {own_alpha(path)} == (set(read_lora(path).alphas.values()) or {RANK})
+
+
+def test_an_own_alpha_is_one_number_of_any_type(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    tensors = factor_tensors("lora_unet_{flat}", ".lora_down.weight", ".lora_up.weight")
+    one, *others = alphas("lora_unet_{flat}")
+    for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.int64):
+        save_file(tensors | {name: torch.tensor(2, dtype=dtype) for name in (one, *others)}, path)
+        assert own_alpha(path) == 2
+    save_file(tensors | {one: torch.tensor(2.5)}, path)  # the others have their rank
+    with pytest.raises(ValueError, match=r"has alphas from 2\.5 to 4, .*; compare strengths"):
+        own_alpha(path)
+    save_file(tensors | {one: torch.ones(2)}, path)
+    with pytest.raises(ValueError, match=f"has no number in {one}"):
+        own_alpha(path)
+    save_file({f"diffusion_model.{name}": delta for name, delta in deltas().items()}, path)
+    with pytest.raises(ValueError, match="has no alpha"):
+        own_alpha(path)
 
 
 def test_deltas_are_counted_by_what_they_change(

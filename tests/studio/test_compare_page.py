@@ -141,7 +141,9 @@ def test_unlocked_fields_move_into_the_variants(app: App, compare: Page) -> None
     expect(compare.locator("#shared-seed")).to_be_hidden()
 
 
-def test_a_clip_with_a_lora_fills_a_variant_again(app: App, compare: Page) -> None:
+def test_a_clip_with_a_lora_fills_a_variant_again_and_is_made_at_four_alphas(
+    app: App, compare: Page
+) -> None:
     expect(field(compare, "A", "lora_2")).to_be_hidden()
     choose(compare, "A", "lora", "style")
     expect(compare.locator("#variant-A-lora")).to_contain_text("diffusers: 1 of 1 layers, rank 4")
@@ -163,6 +165,16 @@ def test_a_clip_with_a_lora_fills_a_variant_again(app: App, compare: Page) -> No
     expect(field(compare, "A", "strength")).to_have_value("0.5")
     expect(field(compare, "A", "num_inference_steps")).to_have_value("1")
     expect(field(compare, "B", "num_inference_steps")).to_have_value("4")
+    expect(compare.locator("#variant-B-sweep")).to_be_hidden()
+    compare.set_viewport_size({"width": 390, "height": 844})
+    compare.locator("#variant-A-sweep").press("Enter")
+    wait_until_made(compare, 4)
+    for label, alpha in zip("ABCD", "0234", strict=True):  # the file has rank 4 and no alpha
+        expect(field(compare, label, "lora_alpha")).to_have_value(alpha)
+        tile = compare.locator(f".player-tile[data-label={label}] .player-title")
+        expect(tile).to_have_text(f"TinyWan + style (lora_alpha {alpha}), 1 step")
+    expect(compare.locator(".player")).to_be_in_viewport()
+    expect(compare.locator("#forecast")).to_contain_text("4 of 4 already made")
 
 
 def test_what_is_typed_right_after_a_choice_stays(compare: Page) -> None:

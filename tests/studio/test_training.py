@@ -11,7 +11,7 @@ import yaml
 from pipelines.registry import Registry
 from studio import run_view
 from studio.plan import advice, make_plan, read_plan, spread
-from studio.schemas import Methods
+from studio.schemas import Checked, Methods
 from studio.supervisor import Supervisor
 from studio.train_html import plan as plan_table
 from studio.training import Training
@@ -92,6 +92,42 @@ def test_prompts_are_previewed_and_nothing_else_is_read(training: Training) -> N
     for file in ("/etc/passwd", "../../etc/passwd", "nowhere.txt", "pyproject.toml"):
         with pytest.raises(ValueError, match=r"data\.file"):
             training.preview({"source": "prompts", "file": file})
+
+
+def test_a_reward_may_be_asked_on_this_machine_and_where_the_studio_was_told(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.methods, "check", lambda tree: Checked(tree=tree))
+    training.reward_hosts = ("scorer.example",)
+
+    def problem(url: str, weighted: bool = False, held_out: bool = False) -> str:
+        reward: Any = {"kind": "remote", "settings": {"url": url}}
+        if weighted:
+            parts = [{"kind": "motion", "weight": 1}, reward | {"weight": 1}]
+            reward = {"kind": "weighted", "settings": {"rewards": parts}}
+        validation = {"every": 1, "prompts": ["p"], "held_out": reward} if held_out else None
+        nft = {"reward": "shapes" if held_out else reward, "validation": validation}
+        return training.check(whole("presets/train/tiny_nft.yaml", **nft)).problem
+
+    for url in (
+        "http://127.0.0.1:8500/score",
+        "http://localhost/score",
+        "https://[::1]:8500/score",
+        "http://Scorer.example:8500/score",
+    ):
+        assert problem(url) == ""
+    for url in (
+        "http://169.254.169.254/latest/meta-data",
+        "http://10.0.0.5:8500/score",
+        "http://127.0.0.1@elsewhere.example/score",
+        "http://localhost.elsewhere.example/score",
+        "http://0.0.0.0/score",
+        "http://[::1",
+    ):
+        refused = f"reward.settings: {url} is not on this machine; have the studio started with"
+        assert problem(url).startswith(refused)
+        assert problem(url, weighted=True).startswith(refused)
+        assert problem(url, held_out=True).startswith(f"validation.held_out.settings: {url} is")
 
 
 def write_metrics(folder: Path, num_steps: int) -> None:

@@ -23,9 +23,11 @@ from studio.store import ClipInfo
 from studio.studio import Studio
 from studio.variants import (
     Variant,
+    alpha_sweep,
     cli_command,
     differing_fields,
     from_recipe,
+    lora_name,
     lost_fields,
     own_variant,
     parse_size,
@@ -116,6 +118,19 @@ def test_a_checkpoint_brings_its_own_settings(registry: Registry) -> None:
     own = own_variant(registry, "student")
     assert (own.num_inference_steps, own.guidance_scale, own.size) == (2, 1.0, "64x64")
     assert own_variant(registry, "wan2.1-t2v-1.3b").size == "832x480"
+
+
+def test_a_variant_is_swept_over_shares_of_its_loras_own_alpha(registry: Registry) -> None:
+    loras = {lora_name(registry, path): str(path) for path in registry.loras()}
+    variant = Variant(model="tiny-weak4", lora=loras["tiny-draft/lora"], lora_alpha=3, seed=5)
+    swept = alpha_sweep(registry, variant)
+    assert [each.lora_alpha for each in swept] == [0, 4, 6, 8]
+    assert {each.model_copy(update={"lora_alpha": 3}) for each in swept} == {variant}
+    for others in ({"lora": None}, {"lora_2": loras["style"]}):  # style has rank 4 and no alpha
+        with pytest.raises(ValueError, match=r"^lora_alpha .*; choose one LoRA$"):
+            alpha_sweep(registry, variant.model_copy(update=others))
+    with pytest.raises(ValueError, match="is not in the models folders"):
+        alpha_sweep(registry, variant.model_copy(update={"lora": "/etc/passwd"}))
 
 
 def test_only_what_the_registry_lists_is_opened(registry: Registry, tmp_path: Path) -> None:

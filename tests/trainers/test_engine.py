@@ -64,6 +64,28 @@ FORMS += [(method, {"lora": {"rank": 2}}) for method in methods() if method != "
 GAN = {"discriminator": {"learning_rate": 1e-2}, "rollout": "data"}
 CONTRACTS = [(method, own_roles(method, **lora)) for method, lora in FORMS]
 CONTRACTS += [("dmd2", own_roles("dmd2", **lora) | GAN) for _, lora in (FORMS[0], FORMS[-1])]
+REWARDED = {"reward": {"beta": 1.0, "gradient_weight": 0.1}, "student_every": 1}
+CONTRACTS += [("dmd2", own_roles("dmd2") | GAN | REWARDED)]
+REWARD = {"kind": "motion", "settings": {"enough": 1.0}}
+
+
+def questions_before_anything_moves(run: Trainer) -> list[int]:
+    """The steps at which the reward is asked; it fails where a network has moved in that step."""
+    asked, moved = [], set()
+    score = run.algorithm.score
+    for optimizer in run.optimizers.values():
+        optimizer.register_step_post_hook(lambda *_: moved.add(run.step))
+
+    class Question:
+        differentiable = getattr(score, "differentiable", False)
+
+        def __call__(self, *question: Any) -> Tensor:
+            assert run.step not in moved
+            asked.append(run.step)
+            return score(*question)
+
+    run.algorithm.score = Question()
+    return asked
 
 
 @pytest.mark.parametrize(
@@ -74,7 +96,9 @@ CONTRACTS += [("dmd2", own_roles("dmd2", **lora) | GAN) for _, lora in (FORMS[0]
 def test_every_method_moves_exactly_its_trained_roles_and_stays_finite(
     method: str, algorithm: dict[str, Any], config, tmp_path: Path
 ) -> None:
-    run = trainer(config(method, num_steps=2, algorithm=algorithm), tmp_path)
+    settings = {"reward": REWARD} if "reward" in algorithm else {}
+    run = trainer(config(method, num_steps=2, algorithm=algorithm, **settings), tmp_path)
+    asked = questions_before_anything_moves(run)
     before = {id(parameter): parameter.detach().clone() for parameter in every_parameter(run)}
     assert run.train()
     assert all(torch.isfinite(parameter).all() for parameter in every_parameter(run))
@@ -90,6 +114,8 @@ def test_every_method_moves_exactly_its_trained_roles_and_stays_finite(
     figures = read_jsonl(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in figures] == [1, 2]
     assert all(math.isfinite(line["student/loss"]) for line in figures)
+    reads_reward = run.config.algorithm.reward_setting() is not None
+    assert set(asked) == ({0, 1} if reads_reward else set())
 
 
 RESUMED = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.flow import velocity_from_denoised
+from pipelines.flow import sigma_schedule, velocity_from_denoised
 from tests.trainers.runs import read_jsonl, trainer
 from tests.trainers.test_draft import Mean, spec
 from tests.trainers.toys import Toy, rng, toy_batch
@@ -121,6 +121,16 @@ def test_optimality_is_one_half_for_the_mean_and_ends_at_the_clip() -> None:
     found = built._optimality(torch.tensor([0.0, 0.0, 0.0, 4.0, 1.0, 1.0, 1.0, 1.0]))
     assert found[3].item() == 1
     assert found[4:].tolist() == pytest.approx([0.5] * 4)
+
+
+def test_videos_are_made_and_learned_at_the_levels_of_the_rollouts_own_sampler() -> None:
+    sampler = spec("euler", 3)
+    built: Any = method(nft, sampler=sampler.model_dump())
+    loss_of(built)
+    assert built.roles["old"].num_forwards == 3 + built.config.num_levels
+    levels = built._levels(torch.zeros(60), rng())
+    shown = sigma_schedule(3, sampler.flow_shift, None)[:-1]
+    assert sorted(set(levels.tolist())) == sorted(shown.tolist())
 
 
 # ---------------------------------------------------------------- Flash-GRPO

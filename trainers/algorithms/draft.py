@@ -22,18 +22,16 @@ EasyAnimate (`stop_latent_model_input_gradient`), which LV replaces.
 """
 
 from collections.abc import Iterator
-from typing import Literal, Self, cast
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipelines.denoiser import Denoiser, DenoiserCall, check_guidance, guide
 from pipelines.flow import add_noise, sigma_schedule
-from pipelines.recipe import SamplerSpec
-from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
+from trainers.algorithm import Batch, Loss, Rng, Update
 from trainers.config import Lora, Trainable
-from trainers.reward_method import RewardConfig
+from trainers.reward_method import RewardConfig, RewardMethod
 from trainers.rollout import sample_whole
 
 
@@ -41,9 +39,6 @@ class Config(RewardConfig):
     """Settings of DRaFT."""
 
     student: Trainable = Trainable(lora=Lora(), learning_rate=1e-4, max_grad_norm=0.3)
-    sampler: SamplerSpec | None = Field(
-        None, description="Of the rollout; empty: the model's own. The export keeps the own."
-    )
     num_gradient_steps: int = Field(1, ge=1, description="K: last steps that carry a gradient.")
     num_draws: int | None = Field(
         None, ge=1, description="LV: draws of the last step, instead of K. Empty: DRaFT-K."
@@ -57,7 +52,7 @@ class Config(RewardConfig):
         return self
 
 
-class Method(Algorithm[Config]):
+class Method(RewardMethod[Config]):
     """Student and teacher, in the notation of the module's docstring."""
 
     Config = Config
@@ -67,21 +62,13 @@ class Method(Algorithm[Config]):
         assert self.score is not None  # the configuration has been checked
         if not self.score.differentiable:
             return "reward: draft needs a gradient, and this reward is a black box; use nft"
-        check_guidance(cast(Denoiser, self.roles["student"]), self.rollout_sampler)
         num_steps = self.rollout_sampler.num_inference_steps
         if self.config.num_gradient_steps > num_steps:
             return (
                 f"algorithm.num_gradient_steps is {self.config.num_gradient_steps} but the sampler "
                 f"has {num_steps} steps; lower it"
             )
-        return None
-
-    @property
-    def rollout_sampler(self) -> SamplerSpec:
-        """How the student is sampled while it trains."""
-        sampler = self.config.sampler or self.own_sampler
-        assert sampler is not None
-        return sampler
+        return super().problem()
 
     def updates(self, step: int) -> Iterator[Update]:
         """One student update a step."""
@@ -95,8 +82,7 @@ class Method(Algorithm[Config]):
         else:
             latents = self._low_variance(batch, rng, divergences)
             prompts = tuple(p for p in batch.prompts for _ in range(self.config.num_draws))
-        assert self.score is not None
-        reward = self.score(latents, prompts).mean()
+        reward = self.reward(latents, prompts).mean()
         kl = torch.stack(divergences).mean()
         ahead = 1 - reward if self.config.loss == "one_minus_reward" else -reward
         metrics = {"reward": reward.detach(), "kl": kl.detach()}
@@ -133,15 +119,10 @@ class Method(Algorithm[Config]):
     ) -> Tensor:
         """The student's denoised latents; where they carry a gradient, its KL term is noted."""
         prompt_embeds = batch.require("prompt_embeds")
-        denoised = self._guided("student", batch)(noisy_latents, sigma, prompt_embeds)
+        denoised = self.guided("student", batch)(noisy_latents, sigma, prompt_embeds)
         if torch.is_grad_enabled():
             with torch.no_grad():
-                before = self._guided("teacher", batch)(noisy_latents, sigma, prompt_embeds)
+                before = self.guided("teacher", batch)(noisy_latents, sigma, prompt_embeds)
             velocity_distance = (denoised - before) / sigma.view(-1, 1, 1, 1, 1)
             divergences.append(velocity_distance.square().mean())
         return denoised
-
-    def _guided(self, role: str, batch: Batch) -> DenoiserCall:
-        """A role as the sampler wants it called."""
-        model = self.network(role, batch)
-        return guide(model, self.rollout_sampler, batch.negative_prompt_embeds)

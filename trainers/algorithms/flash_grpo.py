@@ -26,28 +26,22 @@ paper's KL term, which it sets to 0; `kl_weight` is that of the other methods.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.denoiser import Denoiser, check_guidance, guide
 from pipelines.flow import sigma_schedule
-from pipelines.recipe import SamplerSpec
 from trainers.advantages import group_advantages
-from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
+from trainers.algorithm import Batch, Loss, Rng, Update
 from trainers.config import Ema
-from trainers.reward_method import RewardConfig
+from trainers.reward_method import RewardConfig, RewardMethod
 
 
 class Config(RewardConfig):
     """Settings of Flash-GRPO."""
 
     old: Ema = Field(Ema(decay=0.9), description="Samples the videos; follows the student.")
-    sampler: SamplerSpec | None = Field(
-        None, description="Of the rollout, euler; empty: the model's own. The export keeps the own."
-    )
     group_size: int = Field(8, ge=2, description="Videos of one prompt that are compared.")
     share_of_steps: float = Field(
         0.5, gt=0, le=1, description="The stochastic step is drawn among the first ones."
@@ -67,28 +61,22 @@ class Decision:
     next_sigma: float
 
 
-class Method(Algorithm[Config]):
+class Method(RewardMethod[Config]):
     """Student, old student and teacher, in the notation of the module's docstring."""
 
     Config = Config
 
     def problem(self) -> str | None:
         """A sampler that does not follow the ODE, or is for another kind of student."""
-        check_guidance(cast(Denoiser, self.roles["student"]), self._sampler)
-        if self._sampler.name != "euler":
+        sampler = self.rollout_sampler
+        if sampler.name != "euler":
             return (
-                f"algorithm.sampler.name is {self._sampler.name} but the videos have to follow the "
+                f"algorithm.sampler.name is {sampler.name} but the videos have to follow the "
                 "ODE; set it to euler"
             )
-        if self._sampler.num_inference_steps < 2:
+        if sampler.num_inference_steps < 2:
             return "algorithm.sampler.num_inference_steps is 1 but the last step is deterministic"
-        return None
-
-    @property
-    def _sampler(self) -> SamplerSpec:
-        sampler = self.config.sampler or self.own_sampler
-        assert sampler is not None
-        return sampler
+        return super().problem()
 
     def updates(self, step: int) -> Iterator[Update]:
         """One student update a step; `old` follows it."""
@@ -99,8 +87,7 @@ class Method(Algorithm[Config]):
         group = batch.repeated(self.config.group_size)
         with torch.no_grad():
             decision, latents = self._rollout(group, rng)
-            assert self.score is not None
-            reward = self.score(latents, group.prompts)
+            reward = self.reward(latents, group.prompts)
             old = self._log_density("old", group, decision)[0]
             teacher = self._velocity("teacher", group, decision.before, decision.sigma)
         advantage = group_advantages(reward, self.config.group_size)
@@ -131,7 +118,7 @@ class Method(Algorithm[Config]):
 
     def _rollout(self, group: Batch, rng: Rng) -> tuple[Decision, Tensor]:
         """What the old student makes, with one stochastic step. Latents [B * G, C, F, H, W]."""
-        sampler = self._sampler
+        sampler = self.rollout_sampler
         sigmas = sigma_schedule(
             sampler.num_inference_steps, sampler.flow_shift, sampler.sigmas
         ).tolist()
@@ -170,7 +157,6 @@ class Method(Algorithm[Config]):
         return noisy_latents + change * drift, spread * (-change) ** 0.5
 
     def _velocity(self, role: str, group: Batch, noisy_latents: Tensor, sigma: float) -> Tensor:
-        model = guide(self.network(role, group), self._sampler, group.negative_prompt_embeds)
         level = noisy_latents.new_full((len(noisy_latents),), sigma)
-        denoised = model(noisy_latents, level, group.require("prompt_embeds"))
+        denoised = self.guided(role, group)(noisy_latents, level, group.require("prompt_embeds"))
         return (noisy_latents - denoised) / sigma

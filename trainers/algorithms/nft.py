@@ -22,19 +22,16 @@ rewards, whose r is 1/2 and whose loss only keeps the student near `old`.
 """
 
 from collections.abc import Iterator
-from typing import cast
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.denoiser import Denoiser, DenoiserCall, check_guidance, guide
 from pipelines.flow import add_noise, expand_sigma, sigma_schedule
-from pipelines.recipe import SamplerSpec
 from trainers.advantages import group_advantages
-from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
+from trainers.algorithm import Batch, Loss, Rng, Update
 from trainers.config import Ema
-from trainers.reward_method import RewardConfig
+from trainers.reward_method import RewardConfig, RewardMethod
 from trainers.rollout import sample_whole
 
 
@@ -48,20 +45,10 @@ class Config(RewardConfig):
     clip_range: float = Field(1.5, gt=0, description="Advantages beyond it count as it.")
 
 
-class Method(Algorithm[Config]):
+class Method(RewardMethod[Config]):
     """Student, old student and teacher, in the notation of the module's docstring."""
 
     Config = Config
-
-    def problem(self) -> str | None:
-        """A sampler for another kind of student."""
-        check_guidance(cast(Denoiser, self.roles["student"]), self._sampler)
-        return None
-
-    @property
-    def _sampler(self) -> SamplerSpec:
-        assert self.own_sampler is not None
-        return self.own_sampler
 
     def updates(self, step: int) -> Iterator[Update]:
         """One student update a step; `old` follows it."""
@@ -72,8 +59,7 @@ class Method(Algorithm[Config]):
         group = batch.repeated(self.config.group_size)
         with torch.no_grad():
             latents = self._rollout(group, rng)
-            assert self.score is not None
-            reward = self.score(latents, group.prompts)
+            reward = self.reward(latents, group.prompts)
         optimality = self._optimality(reward)
         losses, contrasts, divergences = [], [], []
         for _ in range(self.config.num_levels):
@@ -103,9 +89,9 @@ class Method(Algorithm[Config]):
         """What the old student makes. [B * G, C, F, H, W]."""
         prompt_embeds = group.require("prompt_embeds")
         noise = rng.randn((len(prompt_embeds), *group.latent_shape), prompt_embeds.device)
-        old = self._guided("old", group)
+        old, sampler = self.guided("old", group), self.rollout_sampler
         return sample_whole(
-            lambda noisy, sigma: old(noisy, sigma, prompt_embeds), self._sampler, noise, rng
+            lambda noisy, sigma: old(noisy, sigma, prompt_embeds), sampler, noise, rng
         )
 
     def _optimality(self, reward: Tensor) -> Tensor:
@@ -115,13 +101,13 @@ class Method(Algorithm[Config]):
 
     def _levels(self, latents: Tensor, rng: Rng) -> Tensor:
         """One of the sampler's levels for each video. [B * G]."""
-        sampler = self._sampler
+        sampler = self.rollout_sampler
         sigmas = sigma_schedule(sampler.num_inference_steps, sampler.flow_shift, sampler.sigmas)
         drawn = rng.rand(len(latents), latents.device) * sampler.num_inference_steps
         return sigmas.to(latents.device)[drawn.long()]
 
     def _velocity(self, role: str, group: Batch, noisy_latents: Tensor, sigma: Tensor) -> Tensor:
-        denoised = self._guided(role, group)(noisy_latents, sigma, group.require("prompt_embeds"))
+        denoised = self.guided(role, group)(noisy_latents, sigma, group.require("prompt_embeds"))
         return (noisy_latents - denoised) / expand_sigma(sigma, denoised)
 
     def _distance(
@@ -132,8 +118,3 @@ class Method(Algorithm[Config]):
         error = noisy_latents - expand_sigma(sigma, latents) * velocity - latents
         size = error.detach().abs().mean(axes).clamp_min(1e-5)
         return error.square().mean(axes) / size
-
-    def _guided(self, role: str, group: Batch) -> DenoiserCall:
-        """A role as the sampler wants it called."""
-        model = self.network(role, group)
-        return guide(model, self._sampler, group.negative_prompt_embeds)
