@@ -65,7 +65,10 @@ class Lora:
 
 def read_lora(path: Path) -> Lora:
     """Reads a LoRA file (safetensors, or a pickle of plain weights) or a PEFT folder."""
-    tensors, metadata = read_tensors(adapter_file(path))
+    if path.is_dir():
+        settings = stated_settings(path, {})
+        return _parse(path, read_tensors(adapter_file(path))[0], settings)
+    tensors, metadata = read_tensors(path)
     return _parse(path, tensors, stated_settings(path, metadata))
 
 
