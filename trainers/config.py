@@ -98,28 +98,16 @@ class Guidance(Strict):
 
     min_scale: float = Field(1.0, ge=1, le=30)
     max_scale: float = Field(8.0, ge=1, le=30)
-    sampling_scale: float | None = Field(
-        None,
-        description="What the student is sampled at, unless one asks for another. Empty: the "
-        "model's own scale, or the nearest in the range.",
-    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.min_scale > self.max_scale:
             raise ValueError(f"min_scale {self.min_scale:g} is above max_scale {self.max_scale:g}")
-        asked = self.sampling_scale
-        if asked is not None and asked != self.students_own(asked):
-            raise ValueError(
-                f"sampling_scale is {asked:g}, where the student is not trained; "
-                f"choose from {self.min_scale:g} to {self.max_scale:g}"
-            )
         return self
 
-    def students_own(self, guidance_scale: float) -> float:
-        """The student's own scale, where its model's is this one."""
-        scale = guidance_scale if self.sampling_scale is None else self.sampling_scale
-        return min(max(scale, self.min_scale), self.max_scale)
+    def nearest(self, guidance_scale: float) -> float:
+        """The scale in the range that is nearest to a model's own."""
+        return min(max(guidance_scale, self.min_scale), self.max_scale)
 
 
 class AlgorithmConfig(Strict):

@@ -119,9 +119,3 @@ def test_the_student_keeps_its_models_solver_and_is_asked_within_the_range_it_le
     assert (spec.name, spec.num_inference_steps, spec.flow_shift) == ("unipc", 48, 3)
     assert (spec.guidance_mode, spec.guidance_scale) == ("embedded", expected)
     assert spec.forwards_per_step == 1
-
-
-def test_a_scale_that_was_asked_for_is_the_students_own_and_must_be_one_it_learned() -> None:
-    assert Guidance(sampling_scale=2).students_own(3.0) == 2
-    with pytest.raises(ValueError, match="sampling_scale is 9, where the student is not trained"):
-        Guidance(sampling_scale=9)

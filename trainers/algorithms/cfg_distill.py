@@ -44,7 +44,7 @@ class Method(Algorithm[Config]):
 
     def sampler(self, own: SamplerSpec) -> SamplerSpec:
         """The model's own solver and steps, with guidance inside the network."""
-        scale = self.config.guidance.students_own(own.guidance_scale)
+        scale = self.config.guidance.nearest(own.guidance_scale)
         return own.model_copy(update={"guidance_mode": "embedded", "guidance_scale": scale})
 
     def updates(self, step: int) -> Iterator[Update]:

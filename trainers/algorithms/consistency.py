@@ -65,7 +65,7 @@ class Method(Algorithm[Config]):
     def sampler(self, own: SamplerSpec) -> SamplerSpec:
         """Jump, add new noise, jump again."""
         config = self.config
-        scale = config.guidance.students_own(own.guidance_scale)
+        scale = config.guidance.nearest(own.guidance_scale)
         return self.distilled_sampler("lcm", config.num_student_steps, config.flow_shift, scale)
 
     def updates(self, step: int) -> Iterator[Update]:

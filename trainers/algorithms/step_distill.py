@@ -66,7 +66,7 @@ class Method(Algorithm[Config]):
     def sampler(self, own: SamplerSpec) -> SamplerSpec:
         """Euler on the student's grid: the very step it was trained to make."""
         config = self.config
-        scale = config.guidance.students_own(own.guidance_scale)
+        scale = config.guidance.nearest(own.guidance_scale)
         return self.distilled_sampler("euler", config.num_student_steps, config.flow_shift, scale)
 
     def updates(self, step: int) -> Iterator[Update]:
