@@ -5,6 +5,7 @@ This module imports no torch, so that the web process can use it.
 # ruff: noqa: RUF001 - Wan's negative prompt is Chinese, full-width commas included
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,6 +116,12 @@ class ModelEntry:
 
 def read_preset(path: Path) -> ModelPreset:
     """One presets/models/NAME.yaml. ValueError naming the file and the field."""
+    return _read_preset(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)  # all are asked for at every change in Compare, and reading one takes 5 ms
+def _read_preset(path: Path, mtime_ns: int) -> ModelPreset:
+    """The time is an argument so that a changed file is read again."""
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         return ModelPreset.model_validate({**settings, "name": path.stem})
