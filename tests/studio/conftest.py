@@ -205,9 +205,20 @@ def compare(app: App, page: Page) -> Iterator[Page]:
     outside: list[str] = []
     page.on("request", lambda r: None if LOCAL.match(r.url) else outside.append(r.url))
     page.goto(app.url)
-    expect(page.locator("#forecast")).not_to_be_empty(timeout=20_000)
+    expect(page.locator("#forecast")).not_to_be_empty(timeout=60_000)
     yield page
     assert outside == []
+
+
+def no_scroll_sideways(page: Page) -> None:
+    """As wide as a phone and as a tablet, whatever is shown fits; then it is wide again."""
+    size = page.viewport_size
+    assert size is not None
+    for width in (390, 768):
+        page.set_viewport_size({"width": width, "height": 844})
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.set_viewport_size(size)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.studio.conftest import App
+from tests.studio.conftest import App, no_scroll_sideways
 from tests.studio.test_train_page import call, config, get
 from tests.trainers.videos import write_shapes
 from trainers.prepared import PreparedFolder
@@ -54,25 +54,18 @@ def test_a_source_is_looked_at_prepared_and_shown(app: App, page: Page, videos: 
     page.wait_for_function("document.querySelector('#data-list video').readyState > 0")
     assert page.title() != "1"
     assert len(PreparedFolder(app.data / "runs" / NAME).captions) == 3
+    no_scroll_sideways(page)
 
 
 def test_a_bad_setting_is_said_and_nothing_is_made(app: App, page: Page, videos: Path) -> None:
     open_data(page, app, videos, name="never", frames="6")
     page.locator("#prepare").click()
     expect(page.get_by_text("4n+1; try 5")).to_be_visible(timeout=SLOW)
-    open_data(page, app, videos / "nowhere", name="never")
+    for name, text in {"source": str(videos / "nowhere"), "frames": "5"}.items():
+        page.locator(f"#data-{name} :is(input, textarea)").fill(text)
     page.locator("#data-look").click()
     expect(page.get_by_text("does not exist; check the path")).to_be_visible(timeout=SLOW)
     assert not (app.data / "runs" / "never").exists()
-
-
-def test_data_does_not_scroll_sideways(app: App, page: Page) -> None:
-    page.goto(app.url)
-    page.get_by_role("tab", name="Data").click()  # on a phone it may be in the menu of tabs
-    for width in (390, 1280):
-        page.set_viewport_size({"width": width, "height": 844})
-        expect(page.locator(".data-head").first).to_be_visible(timeout=SLOW)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_a_preparation_is_listed_among_the_runs_without_what_it_cannot_do(

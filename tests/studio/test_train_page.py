@@ -13,7 +13,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from pipelines.registry import Registry
 from studio.html import field_id
-from tests.studio.conftest import App
+from tests.studio.conftest import App, no_scroll_sideways
 
 RUN = "from-the-form"
 SLOW = 180_000  # ms; the first look at a method imports torch, and machines are busy
@@ -36,16 +36,12 @@ def field(page: Page, name: str) -> Locator:
     return page.locator(f"#settings [name='{name}']")
 
 
-def open_form(page: Page, app: App, method: str) -> None:
+def test_a_run_is_started_from_the_form_and_watched_to_its_end(app: App, page: Page) -> None:
     page.goto(app.url)
     page.get_by_role("tab", name="Train").click()
     page.locator("#method input").click()
-    page.get_by_role("option").filter(has_text=f"{method} ·").click()
+    page.get_by_role("option").filter(has_text="dmd2 ·").click()
     expect(page.locator("#set-name")).to_be_visible(timeout=SLOW)
-
-
-def test_a_run_is_started_from_the_form_and_watched_to_its_end(app: App, page: Page) -> None:
-    open_form(page, app, "dmd2")
     for fold in ("set-algorithm", "set-algorithm-student", "set-validation", "set-rest"):
         page.locator(f"#{fold} > summary").click()
     field(page, "validation.used").check()
@@ -83,6 +79,7 @@ def test_a_run_is_started_from_the_form_and_watched_to_its_end(app: App, page: P
     row = page.locator(".run-row", has_text=RUN)
     expect(row).to_contain_text("finished", timeout=SLOW)
     expect(row.locator("polyline")).to_have_count(1)
+    no_scroll_sideways(page)
 
 
 def test_an_exported_student_opens_in_compare(app: App, page: Page) -> None:
@@ -129,6 +126,7 @@ def test_a_clone_has_the_settings_of_the_run_and_a_name_of_its_own(app: App, pag
     page.goto(f"{app.url}?train={RUN}")
     expect(field(page, "name")).to_have_value(f"{RUN}-2", timeout=SLOW)
     assert field(page, "validation.prompts").input_value() == SMALL["validation.prompts"]
+    no_scroll_sideways(page)
 
 
 def test_a_run_is_deleted_after_a_second_click_and_lies_in_the_trash(app: App, page: Page) -> None:
@@ -143,20 +141,6 @@ def test_a_run_is_deleted_after_a_second_click_and_lies_in_the_trash(app: App, p
     assert (app.data / "runs" / "models" / "kept").is_dir()
     (trashed,) = (app.data / "runs" / ".trash").glob(f"{RUN}*")
     assert (trashed / "config.yaml").is_file()
-
-
-def test_train_and_runs_do_not_scroll_sideways(app: App, page: Page) -> None:
-    open_form(page, app, "finetune")
-    no_scroll_sideways(page)
-    page.goto(f"{app.url}?run=nothing")
-    expect(page.locator("#run-list")).to_be_visible(timeout=SLOW)
-    no_scroll_sideways(page)
-
-
-def no_scroll_sideways(page: Page) -> None:
-    for width in (390, 768):
-        page.set_viewport_size({"width": width, "height": 844})
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 # Over raw HTTP

@@ -1,7 +1,5 @@
 """Presets, overrides and their errors."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,18 +100,16 @@ def test_a_file_that_is_no_configuration_is_refused(
 
 
 def test_a_dry_run_prints_the_resolved_configuration_and_trains_nothing(
-    config_tree, tmp_path: Path
+    config_tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config_tree("finetune")))
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "trainers", str(path), "num_steps=9", "--dry-run"]
-    command += ["--run-dir", str(run_dir)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "num_steps: 9" in result.stdout
-    assert "parameters" in result.stdout
-    assert "memory a rank" in result.stdout
+    assert main([str(path), "num_steps=9", "--dry-run", "--run-dir", str(run_dir)]) == 0
+    told = capsys.readouterr().out
+    assert "num_steps: 9" in told
+    assert "parameters" in told
+    assert "memory a rank" in told
     assert not run_dir.exists()
 
 
