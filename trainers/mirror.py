@@ -59,7 +59,12 @@ def _open_log(package: str, run_dir: Path) -> Log:
     if package == "trackio":
         import trackio
 
-        trackio.init(project="wan-distillation-studio", name=run_dir.name)
+        trackio.init(
+            project="wan-distillation-studio",
+            name=run_dir.name,
+            auto_log_cpu=False,  # it would be this process's load, not the run's
+            auto_log_gpu=False,
+        )
         return lambda step, figures: trackio.log(figures, step=step)
     from torch.utils.tensorboard import SummaryWriter
 
