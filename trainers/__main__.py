@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from pipelines.registry import Registry
 from trainers import prepare
 from trainers.config import Parallel, TrainConfig
 from trainers.registry import build_config, read_tree
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prepare.run(tree, run_dir, dry_run=options.dry_run)
             return 0
         config = build_config(tree)
+        Registry().entry(config.model)  # a misspelt name is said before the engine is imported
         if options.dry_run:
             return _describe(config)
         return _run(config, run_dir, options.export)

@@ -1,10 +1,12 @@
 """Compare in a real browser: what a person presses, sees and finds again."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from PIL import Image
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from pipelines.video import read_recipe
 from studio.workers import clip_path
@@ -22,61 +24,67 @@ def spread(page: Page) -> float:
     return max(times) - min(times)
 
 
-def test_two_variants_are_made_and_play_in_step(compare: Page) -> None:
-    generate(compare, 3, 1, seed=1)
-    wait_until_made(compare)
-    compare.wait_for_function("document.querySelector('.player-playing video').currentTime > 0.2")
+@pytest.fixture(scope="module")
+def playing(app: App, browser: Browser) -> Iterator[Page]:
+    """A page on which A with 3 steps and B with 1 are playing."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(app.url)
+    expect(page.locator("#forecast")).not_to_be_empty(timeout=SLOW_MS)
+    generate(page, 3, 1, seed=1)
+    wait_until_made(page)
+    yield page
+    page.close()
+
+
+def test_two_variants_are_made_and_play_in_step(playing: Page) -> None:
+    playing.wait_for_function("document.querySelector('.player-playing video').currentTime > 0.2")
     seen = []
     for _ in range(25):  # more than one turn of the loop
-        seen.append((compare.evaluate(TIMES)[0], spread(compare)))
-        compare.wait_for_timeout(100)
+        seen.append((playing.evaluate(TIMES)[0], spread(playing)))
+        playing.wait_for_timeout(100)
     # at the loop point both seek, one a moment before the other
     in_step = [gap for _, gap in seen if gap < FRAME_SEC]
     assert len(in_step) >= len(seen) - 2
     assert max(time for time, _ in seen) > 1.5
-    metrics = compare.locator(".player-tile").nth(1).locator(".player-metrics")
+    metrics = playing.locator(".player-tile").nth(1).locator(".player-metrics")
     expect(metrics).to_contain_text("forwards2")
     expect(metrics).to_contain_text("denoise vs A")
-    expect(compare.locator("#forecast")).to_contain_text("2 of 2 already made")
-    no_scroll_sideways(compare)
+    expect(playing.locator("#forecast")).to_contain_text("2 of 2 already made")
+    no_scroll_sideways(playing)
 
 
-def test_a_video_that_falls_behind_is_brought_back(compare: Page) -> None:
-    generate(compare, 2, 1, seed=1)
-    wait_until_made(compare)
-    compare.wait_for_function("document.querySelector('.player-playing video').currentTime > 0.2")
-    compare.evaluate(
+def test_a_video_that_falls_behind_is_brought_back(playing: Page) -> None:
+    playing.wait_for_function("document.querySelector('.player-playing video').currentTime > 0.2")
+    playing.evaluate(
         f"document.querySelectorAll('.player-tile video')[1].currentTime += {8 * FRAME_SEC}"
     )
-    compare.wait_for_timeout(500)
-    assert spread(compare) < FRAME_SEC
+    playing.wait_for_timeout(500)
+    assert spread(playing) < FRAME_SEC
 
 
-def test_the_controls_move_both_videos_together(compare: Page) -> None:
-    generate(compare, 2, 1, seed=1)
-    wait_until_made(compare)
-    compare.locator("[data-do=toggle]").click()
-    compare.locator(".player-scrub").fill("4")
-    expect(compare.locator(".player-frame")).to_have_text("5/17")
-    compare.locator(".player-prompt").click()
+def test_the_controls_move_both_videos_together(playing: Page) -> None:
+    playing.locator("[data-do=toggle]").click()
+    playing.locator(".player-scrub").fill("4")
+    expect(playing.locator(".player-frame")).to_have_text("5/17")
+    playing.locator(".player-prompt").click()
     for key, frame in ((".", "6/17"), (",", "5/17"), ("ArrowRight", "6/17"), ("ArrowLeft", "5/17")):
-        compare.keyboard.press(key)
-        expect(compare.locator(".player-frame")).to_have_text(frame)
-    assert spread(compare) == 0
-    compare.locator(".player-speed").select_option("2")
+        playing.keyboard.press(key)
+        expect(playing.locator(".player-frame")).to_have_text(frame)
+    assert spread(playing) == 0
+    playing.locator(".player-speed").select_option("2")
     rates = "[...document.querySelectorAll('.player-tile video')].map((v) => v.playbackRate)"
-    assert compare.evaluate(rates) == [2, 2]
-    compare.locator(".player-prompt").click()
-    compare.keyboard.press("2")
-    expect(compare.locator(".player-tile[data-label=A]")).to_be_hidden()
-    compare.keyboard.press("2")
-    expect(compare.locator(".player-tile[data-label=A]")).to_be_visible()
-    compare.keyboard.press("w")
-    expect(compare.locator(".player-wipe")).to_be_visible()
-    boxes = [compare.locator(".player-tile video").nth(i).bounding_box() for i in range(2)]
+    assert playing.evaluate(rates) == [2, 2]
+    playing.locator(".player-prompt").click()
+    playing.keyboard.press("2")
+    expect(playing.locator(".player-tile[data-label=A]")).to_be_hidden()
+    playing.keyboard.press("2")
+    expect(playing.locator(".player-tile[data-label=A]")).to_be_visible()
+    playing.keyboard.press("w")
+    expect(playing.locator(".player-wipe")).to_be_visible()
+    boxes = [playing.locator(".player-tile video").nth(i).bounding_box() for i in range(2)]
     assert boxes[0] == boxes[1]
-    compare.keyboard.press(" ")
-    expect(compare.locator(".player")).to_have_class(re.compile("player-playing"))
+    playing.keyboard.press(" ")
+    expect(playing.locator(".player")).to_have_class(re.compile("player-playing"))
 
 
 def test_a_tab_closed_in_the_middle_loses_nothing(app: App, compare: Page) -> None:

@@ -44,7 +44,7 @@ def tree(whole_model: Path, micro_data: Path) -> dict[str, Any]:
         "method": "dmd2",
         "model": str(whole_model),
         "data": {"source": "prepared", "folder": str(micro_data), "batch_size": 2},
-        "num_steps": 3,
+        "num_steps": 2,
         "precision": "fp32",
         "device": "cpu",
         "log_every": 1,
