@@ -65,8 +65,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{option} lets other people run this machine; protect it with --auth USER:PASSWORD"
         )
-    from pipelines.memory_settings import memory_words, parse_memory
-    from pipelines.preview_layout import check_preview_decoder
+    from pipelines.files.preview_decoder import check_preview_decoder
+    from pipelines.memory import memory_words, parse_memory
 
     arguments.memory = memory_words(parse_memory(arguments.memory))
     if arguments.preview_decoder is not None:
@@ -109,16 +109,16 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> None:
-    from pipelines.registry import RUNS, Registry
+    from pipelines.catalog.registry import RUNS, Registry
 
     registry = Registry(models)  # before Gradio, which takes a second to import
-    from studio.devices import default_devices
-    from studio.schemas import Methods
+    from studio.clips.workers import Workers, Workplace
+    from studio.runs.devices import default_devices
+    from studio.runs.supervisor import Supervisor
     from studio.studio import Studio
-    from studio.supervisor import Supervisor
-    from studio.training import Training
+    from studio.train.schemas import Methods
+    from studio.train.training import Training
     from studio.ui import build_page
-    from studio.workers import Workers, Workplace
 
     studio = Studio(data, registry, arguments.viewer, arguments.memory)
     devices = arguments.device or default_devices()

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
-from pipelines.checkpoints import image_problem
-from pipelines.download_command import add_download_command
-from pipelines.layouts import Layout
-from pipelines.lightx2v import add_lightx2v_command
-from pipelines.lora_commands import add_lora_commands, parse_adapter
-from pipelines.preview_layout import check_preview_decoder
+from pipelines.catalog.entries import image_problem
+from pipelines.catalog.registry import ModelEntry, Registry
+from pipelines.commands.download import add_download_command
+from pipelines.commands.import_lightx2v import add_lightx2v_command
+from pipelines.commands.lora import add_lora_commands, parse_adapter
+from pipelines.files.layouts import Layout
+from pipelines.files.preview_decoder import check_preview_decoder
 from pipelines.recipe import SamplerName, explain
-from pipelines.registry import ModelEntry, Registry
 from pipelines.video import read_recipe
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ def _generate(options: argparse.Namespace) -> None:
         check_preview_decoder(options.preview_decoder)
     # Importing these takes seconds; bad input is answered before.
     from pipelines.generate import Clip, ModelCache, generate
-    from pipelines.loading import best_dtype, pick_device
-    from pipelines.preview import load_preview_decoder
+    from pipelines.models.loading import best_dtype, pick_device
+    from pipelines.models.preview import load_preview_decoder
 
     device, preview = pick_device(options.device), None
     if options.preview_decoder is not None:
@@ -206,7 +206,7 @@ def _models(options: argparse.Namespace) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     entry = Registry(options.models).entry(options.source)
-    from pipelines.convert import convert  # imports torch, which takes seconds
+    from pipelines.formats.convert import convert  # imports torch, which takes seconds
 
     for note in convert(entry, options.destination, options.to):
         print(f"note: {note}", file=sys.stderr)

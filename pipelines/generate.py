@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.checkpoints import image_problem
+from pipelines.catalog.entries import image_problem
+from pipelines.catalog.registry import Registry
 from pipelines.clock import Clock
-from pipelines.denoiser import Denoiser, DenoiserCall, check_guidance, conditioned, guide
-from pipelines.files import atomic_path
-from pipelines.image_condition import ImageCondition
-from pipelines.loading import PromptEncoder, VideoCodec
+from pipelines.files.disk import atomic_path
 from pipelines.model_cache import Inputs, ModelCache, seeded_noise
-from pipelines.preview import PreviewDecoder, has_wan_latents, require_wan_latents
+from pipelines.models.first_frame import ImageCondition
+from pipelines.models.loading import PromptEncoder, VideoCodec
+from pipelines.models.preview import PreviewDecoder, has_wan_latents, require_wan_latents
 from pipelines.recipe import Recipe
-from pipelines.registry import Registry
-from pipelines.sampling import sample
+from pipelines.sampling.denoiser import Denoiser, DenoiserCall, check_guidance, conditioned, guide
+from pipelines.sampling.samplers import sample
 from pipelines.video import write_poster, write_video
 
 __all__ = ["Clip", "Inputs", "ModelCache", "Progress", "denoise", "generate", "sample_video"]

@@ -1,230 +1,121 @@
-"""Puts a loaded model where its memory settings say: device, RAM, precision, attention, compile.
+"""How a model lies in memory, as a choice: `plain`, `fit`, or settings of one's own.
 
-Offload, fp8 storage, attention backends and compiling are diffusers'; int8 and fp8 are torchao's.
+    --memory fit
+    --memory transformer=fp8_storage,offload=true,text_encoder=cpu
+
+This module imports no torch, so that the web process can use it; `pipelines.models.placement` does what is
+said here and `pipelines.models.fit_memory` chooses.
 """
 
-import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import pairwise
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
 
-import psutil
-import torch
-from diffusers import WanTransformer3DModel
-from diffusers.hooks import apply_layerwise_casting
-from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
-from torch import Tensor, nn
+from pydantic import Field, ValidationError
 
-from pipelines.fit import Sizes, fit, num_tokens
-from pipelines.loading import Components
-from pipelines.memory_settings import (
-    EXPLAINED,
-    PLAIN,
-    QUANTIZED,
-    Memory,
-    MemorySettings,
-    parse_memory,
-)
-from pipelines.recipe import Recipe
+from pipelines.recipe import Strict, explain
 
-STORAGE = torch.float8_e4m3fn
-FP8_CAPABILITY = (8, 9)  # the first CUDA devices that multiply fp8
-COMPILE_MARK = 1.5  # times the other steps: then the first one has compiled
-# UMT5 casts what enters `wo` to the dtype of its weight, and looks words up in `shared`.
-TEXT_PRECISE = ("wo", "norm", "shared", "embed_tokens")
+Attention = Literal["native", "_native_cudnn", "flex", "flash", "_flash_3", "sage", "xformers"]
+PACKAGES: dict[str, str] = {  # what each needs beside torch; the names are diffusers'
+    "flash": "flash_attn",
+    "_flash_3": "flash_attn_interface",
+    "sage": "sageattention",
+    "xformers": "xformers",
+}
+QUANTIZED = ("int8", "fp8")  # by torchao, which PEFT cannot put a LoRA on
+EXPLAINED = "Memory: "  # how the sentences begin that say what `fit` chose and why
+LOSSY = {
+    "transformer": "transformer in {}",
+    "text_encoder": "text encoder in {}",
+    "vae": "VAE in {}",
+    "attention": "attention by {}",
+}
 
 
-class Placement:
-    """One model in memory, how it lies there as its recipe asks, and in `note` why, for `fit`."""
+class MemorySettings(Strict):
+    """The defaults are what the weights were made for: all on the device, the VAE in fp32."""
 
-    def __init__(self, components: Components, device: str, recipe: Recipe):
-        self.components, self.device = components, device
-        self.memory, memory = recipe.memory, parse_memory(recipe.memory)
-        self.num_tokens = num_tokens(recipe) if memory == "fit" else None
-        self.note = ""
-        if memory == "fit":
-            self.settings, self.note = _choose(components, device, recipe)
-        else:
-            self.settings = memory
-        require_device(self.settings, device)
-        place(components, self.settings, device)
-        self._parameters = parameter_names(components.transformer)
+    transformer: Literal["plain", "fp8_storage", "int8", "fp8"] = Field(
+        "plain",
+        description="plain: bf16 on a GPU, fp32 on a CPU. fp8_storage: half of that, computed as "
+        "plain. int8, fp8: by torchao, without LoRAs.",
+    )
+    offload: bool = Field(
+        False, description="Blocks wait in RAM and come to the device one by one: equal videos."
+    )
+    text_encoder: Literal["device", "swapped", "cpu", "fp8_storage"] = Field(
+        "device",
+        description="swapped: on the device only while it encodes. cpu: computes there.",
+    )
+    vae: Literal["fp32", "bf16"] = "fp32"
+    tiling: bool = Field(False, description="The VAE decodes in overlapping tiles of 256 pixels.")
+    attention: Attention = "native"
+    compile_blocks: bool = Field(
+        False, description="torch.compile of the repeated blocks; the first step pays for it."
+    )
 
-    def serves(self, recipe: Recipe) -> bool:
-        """Whether the model lies as this recipe asks, and what `fit` chose does for its video."""
-        fits = self.num_tokens is None or num_tokens(recipe) <= self.num_tokens
-        return fits and recipe.memory == self.memory
-
-    def encode_prompt(self, prompts: list[str]) -> Tensor:
-        """Embeddings [B, L, D] on the device where the transformer computes."""
-        with self._text_encoder_ready():
-            return self.components.encode_prompt(prompts).to(self.device)
-
-    @contextmanager
-    def _text_encoder_ready(self) -> Iterator[None]:
-        if self.settings.text_encoder != "swapped":
-            yield
-            return
-        self.components.text_encoder.to(self.device)
-        try:
-            yield
-        finally:
-            self.components.text_encoder.to("cpu")
-
-    def settle(self) -> None:
-        """After LoRAs came or went: an offloaded transformer learns what its blocks hold now.
-
-        Only then, as on CUDA it pins all weights anew.
-        """
-        transformer = self.components.transformer
-        if self.settings.offload and parameter_names(transformer) != self._parameters:
-            _maybe_remove_and_reapply_group_offloading(transformer)
-            self._parameters = parameter_names(transformer)
-
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know about a clip that is made so."""
-        changed = self.settings.changes
-        changes = f"Made with the {changed}, which changes the video a little." if changed else ""
-        return tuple(note for note in (self.note, changes) if note)
-
-    def compile_note(self, step_ends_sec: Sequence[float]) -> tuple[str, ...]:
-        """What compiling cost, where the first step has done it; from the ends of all steps."""
-        if not self.settings.compile_blocks or len(step_ends_sec) < 2:
-            return ()
-        first = step_ends_sec[0]
-        others = statistics.median(end - start for start, end in pairwise(step_ends_sec))
-        if first < COMPILE_MARK * others:
-            return ()
-        return (
-            f"The first step also compiled the blocks: it took {first:.1f} s and each other step "
-            f"{others:.2f} s; the next clip of this size is spared that.",
+    @property
+    def changes(self) -> str:
+        """What changes the videos a little, in words; empty where nothing does."""
+        default = MemorySettings()
+        return ", ".join(
+            words.format(getattr(self, name).removeprefix("_"))
+            for name, words in LOSSY.items()
+            if getattr(self, name) not in (getattr(default, name), "swapped", "cpu")
         )
 
 
-def require_device(settings: MemorySettings, device: str) -> None:
-    """ValueError where the device cannot do what the settings ask for."""
-    cuda = device.startswith("cuda")
-    needs_cuda = settings.attention not in ("native", "flex")
-    if needs_cuda and not cuda:
+Memory = MemorySettings | Literal["fit"]
+PLAIN = MemorySettings()
+
+
+def parse_memory(text: str) -> Memory:
+    """plain, fit, or NAME=VALUE,... ValueError in one sentence naming the setting."""
+    if text == "fit":
+        return "fit"
+    if text == "plain":
+        return PLAIN
+    given: dict[str, Any] = {}
+    for part in text.split(","):
+        name, separator, value = part.partition("=")
+        if not separator:
+            raise ValueError(
+                f"memory: {part!r} must be plain, fit, or NAME=VALUE with a name of "
+                f"{', '.join(MemorySettings.model_fields)}"
+            )
+        given[name.strip()] = value.strip()
+    try:
+        settings = MemorySettings.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(f"memory: {explain(error)}") from error
+    require_installed(settings)
+    return settings
+
+
+def memory_words(memory: Memory) -> str:
+    """What `parse_memory` reads as this."""
+    if memory == "fit" or memory == PLAIN:
+        return "fit" if memory == "fit" else "plain"
+    changed = memory.model_dump(mode="json", exclude_defaults=True)
+    return ",".join(f"{name}={str(value).lower()}" for name, value in changed.items())
+
+
+def require_installed(settings: MemorySettings) -> None:
+    """ValueError where a package is missing that the settings need."""
+    package = PACKAGES.get(settings.attention)
+    if package is not None and find_spec(package) is None:
         raise ValueError(
-            f"memory: attention={settings.attention} needs a CUDA device, not {device}; "
-            "choose native or flex"
+            f"memory: attention={settings.attention} needs the package {package}, which is not "
+            f"installed; choose from {', '.join(installed_attention())}"
         )
-    capable = cuda and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
-    if settings.transformer == "fp8" and not capable:
+    if settings.transformer in QUANTIZED and find_spec("torchao") is None:
         raise ValueError(
-            "memory: transformer=fp8 multiplies in fp8, which needs a CUDA device of capability "
-            "8.9 or later; choose fp8_storage or int8"
+            f"memory: transformer={settings.transformer} needs the package torchao, which is not "
+            "installed; install it or choose fp8_storage"
         )
 
 
-def require_no_adapters(memory: Memory, num_adapters: int) -> None:
-    """ValueError where LoRAs meet a quantised transformer."""
-    if memory != "fit" and memory.transformer in QUANTIZED and num_adapters:
-        raise ValueError(
-            f"memory: LoRAs, and models that are LoRAs, do not work with "
-            f"transformer={memory.transformer}; choose fp8_storage or plain"
-        )
-
-
-def place(components: Components, settings: MemorySettings, device: str) -> None:
-    """Applies the settings to loaded components, in place; what must not move lies on the CPU."""
-    transformer = components.transformer
-    if settings.transformer == "fp8_storage":
-        store_in_fp8(transformer)
-    elif settings.transformer in QUANTIZED:
-        _quantize(transformer, settings.transformer)
-    if settings.offload:
-        offload(transformer, device)
-    else:
-        transformer.to(device)
-    if settings.attention != PLAIN.attention:
-        transformer.set_attention_backend(settings.attention)
-    if settings.compile_blocks:
-        transformer.compile_repeated_blocks()
-    components.vae.to(device, torch.bfloat16 if settings.vae == "bf16" else torch.float32)
-    if settings.tiling:
-        components.vae.enable_tiling()
-    if settings.text_encoder == "fp8_storage":
-        text_encoder = components.text_encoder
-        apply_layerwise_casting(text_encoder, STORAGE, text_encoder.dtype, TEXT_PRECISE)
-    if settings.text_encoder in ("device", "fp8_storage"):
-        components.text_encoder.to(device)
-
-
-def store_in_fp8(transformer: WanTransformer3DModel) -> None:
-    """Weights of linear layers rest in fp8 and are cast for each use; LoRAs stay as they are."""
-    dtype = transformer.patch_embedding.weight.dtype
-    transformer.enable_layerwise_casting(storage_dtype=STORAGE, compute_dtype=dtype)
-    for module in transformer.modules():
-        if isinstance(module, nn.Linear):
-            module.compute_dtype = dtype  # PEFT gives a new LoRA this dtype, else that of storage
-
-
-def offload(transformer: WanTransformer3DModel, device: str) -> None:
-    """Blocks wait in RAM; on CUDA the next one comes while this one computes."""
-    streams = device.startswith("cuda")
-    transformer.enable_group_offload(
-        onload_device=torch.device(device),
-        offload_device=torch.device("cpu"),
-        offload_type="block_level",
-        num_blocks_per_group=1,
-        use_stream=streams,
-        record_stream=streams,
-    )
-
-
-def _quantize(transformer: WanTransformer3DModel, kind: str) -> None:
-    """The linear layers of the blocks, which hold nearly all weights."""
-    from torchao.quantization import (
-        Float8DynamicActivationFloat8WeightConfig,
-        Int8WeightOnlyConfig,
-        quantize_,
-    )
-
-    config = (
-        Int8WeightOnlyConfig() if kind == "int8" else Float8DynamicActivationFloat8WeightConfig()
-    )
-    quantize_(transformer.blocks, config)
-
-
-def _choose(components: Components, device: str, recipe: Recipe) -> tuple[MemorySettings, str]:
-    """`fit` with the numbers of this machine."""
-    if not device.startswith("cuda"):
-        return PLAIN, f"{EXPLAINED}on a CPU everything lies in RAM."
-    torch.cuda.empty_cache()
-    free_bytes = torch.cuda.mem_get_info(device)[0]
-    # What was loaded lies in RAM now, and is free again where it leaves.
-    free_ram_bytes = psutil.virtual_memory().available + _loaded_bytes(components)
-    chosen = fit(sizes(components, recipe), free_bytes, free_ram_bytes)
-    return chosen.settings, chosen.explanation
-
-
-def sizes(components: Components, recipe: Recipe) -> Sizes:
-    """The model and the video in numbers."""
-    config = components.transformer.config
-    return Sizes(
-        transformer_bytes=num_bytes(components.transformer),
-        text_bytes=num_bytes(components.text_encoder),
-        vae_bytes=num_bytes(components.vae),
-        width=config.num_attention_heads * config.attention_head_dim,
-        feed_forward=config.ffn_dim,
-        num_blocks=config.num_layers,
-        num_tokens=num_tokens(recipe),
-        num_pixels=recipe.width * recipe.height,
-        num_frames=recipe.num_frames,
-    )
-
-
-def _loaded_bytes(components: Components) -> int:
-    return num_bytes(components.transformer) + num_bytes(components.text_encoder)
-
-
-def parameter_names(module: nn.Module) -> list[str]:
-    """All of them, those of LoRAs included."""
-    return [name for name, _ in module.named_parameters()]
-
-
-def num_bytes(module: nn.Module) -> int:
-    """Of all parameters as they are stored."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+def installed_attention() -> list[str]:
+    """The attention backends whose packages are here."""
+    return [
+        name for name in get_args(Attention) if name not in PACKAGES or find_spec(PACKAGES[name])
+    ]

@@ -9,17 +9,17 @@ import psutil
 import torch
 from torch import Tensor
 
-from pipelines.adapters import apply_adapters
-from pipelines.files import joint_fingerprint
-from pipelines.image_condition import ImageCondition, ImageConditioner
-from pipelines.layouts import weight_bytes
-from pipelines.loading import Components, VideoCodec, best_dtype, load_components
-from pipelines.memory import Placement, require_no_adapters
-from pipelines.memory_settings import PLAIN, parse_memory
+from pipelines.catalog.registry import Registry
+from pipelines.files.disk import joint_fingerprint
+from pipelines.files.layouts import weight_bytes
+from pipelines.lora.apply import apply_adapters
+from pipelines.memory import PLAIN, parse_memory
+from pipelines.models.first_frame import ImageCondition, ImageConditioner
+from pipelines.models.loading import Components, VideoCodec, best_dtype, load_components
+from pipelines.models.placement import Placement, require_no_adapters
 from pipelines.recent import Recent
 from pipelines.recipe import Adapter, Recipe
-from pipelines.registry import Registry
-from pipelines.sampling import draw_noise
+from pipelines.sampling.samplers import draw_noise
 
 MAX_PROMPTS = 64  # kept encoded; 4 MB each for Wan2.1
 MAX_IMAGES = 4  # kept encoded; 9 MB each for 81 frames of 832x480

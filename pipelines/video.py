@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import ValidationError
 
-from pipelines.files import atomic_path
+from pipelines.files.disk import atomic_path
 from pipelines.recipe import Recipe, explain
 
 if TYPE_CHECKING:

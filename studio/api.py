@@ -6,9 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from studio.html import escape
+from studio.compare.variants import Variant
+from studio.page.words import escape
 from studio.studio import Studio, sentence
-from studio.variants import Variant
 
 
 def register(studio: Studio) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from studio.forms import PRIVATE, Updates
-from studio.messages import explained
+from studio.compare.form import PRIVATE, Updates
+from studio.page.handlers import explained
 
 TWIN_SEC = 2.0
 

@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from pipelines.registry import KEPT, Registry
-from studio.runs import is_name
+from pipelines.catalog.registry import KEPT, Registry
+from studio.runs.listing import is_name
 
 
 def require_free(registry: Registry, name: str) -> None:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipelines.lora_fit import lora_shapes, outline, summary, transformer_shapes
-from pipelines.registry import Registry
+from pipelines.catalog.registry import Registry
+from pipelines.files.lora_outline import lora_shapes, outline, summary, transformer_shapes
 
 NO_HINT = "A small file that changes the model"
 

@@ -14,16 +14,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipelines.catalog.registry import Registry
 from pipelines.recipe import Recipe, explain
-from pipelines.registry import Registry
 from pipelines.video import read_recipe, write_grid
-from studio.images import Images
-from studio.metrics import estimate_sec, metric_lines
-from studio.previews import preview_name
-from studio.store import Cell, ClipInfo, Comparison, Job, Store
-from studio.training import Training
-from studio.variants import LABELS, Variant, cli_command, lora_name, to_recipe
-from studio.workers import clip_path, store_path
+from studio.clips.live_preview import preview_name
+from studio.clips.store import Cell, ClipInfo, Comparison, Job, Store
+from studio.clips.workers import clip_path, store_path
+from studio.compare.cost import estimate_sec, metric_lines
+from studio.compare.images import Images
+from studio.compare.variants import LABELS, Variant, cli_command, lora_name, to_recipe
+from studio.train.training import Training
 
 NUM_RECENT_CLIPS = 200  # enough to find a clip of the same model and size for an estimate
 EXPORT_SUFFIXES = (".mp4", ".gif")

@@ -5,9 +5,10 @@ from typing import Any
 
 import gradio as gr
 
-from studio import api, player
-from studio.devices import memory_lines
-from studio.forms import PRIVATE
+from studio import api
+from studio.compare.form import PRIVATE
+from studio.page import player
+from studio.runs.devices import memory_lines
 from studio.studio import Studio
 from studio.tabs import compare, data, models, runs, train
 
@@ -68,7 +69,10 @@ def draw_header(studio: Studio, devices: list[str]) -> None:
     """Title, memory of the devices, state of the queue, and the switch between light and dark."""
 
     def machine(_: Any) -> dict[str, Any]:
-        running, queued = len(studio.store.jobs("running")), len(studio.store.jobs("queued"))
+        running, queued = (
+            len(studio.store.jobs("running")),
+            len(studio.store.jobs("queued")),
+        )
         memory = [] if studio.viewer else memory_lines(devices)
         return {"running": running, "queued": queued, "memory": memory, "viewer": studio.viewer}
 

@@ -14,10 +14,10 @@ import torch
 from gradio_client import Client
 from playwright.sync_api import sync_playwright
 
-from pipelines.adapters import apply_adapters, save_lora
+from pipelines.catalog.registry import Registry
 from pipelines.generate import Clip, ModelCache, generate
+from pipelines.lora.apply import apply_adapters, save_lora
 from pipelines.recipe import Adapter, Recipe
-from pipelines.registry import Registry
 from tests.bench_training import bench_dmd2
 from tests.studio.conftest import BROWSERS, PROMPT, App, wait_for
 

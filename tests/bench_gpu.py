@@ -19,13 +19,13 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
-from pipelines.denoiser import Denoiser
-from pipelines.fit import GB, device_bytes, fit
 from pipelines.generate import sample_video
-from pipelines.loading import Components, best_dtype
-from pipelines.memory import Placement, sizes
-from pipelines.memory_settings import PLAIN, MemorySettings, memory_words
+from pipelines.memory import PLAIN, MemorySettings, memory_words
+from pipelines.models.fit_memory import GB, device_bytes, fit
+from pipelines.models.loading import Components, best_dtype
+from pipelines.models.placement import Placement, sizes
 from pipelines.recipe import Recipe, SamplerSpec
+from pipelines.sampling.denoiser import Denoiser
 
 TOKENIZER = Path(__file__).parents[1] / "assets" / "tiny-wan" / "tokenizer"
 PROMPT = "a large red circle moving right on a navy background"

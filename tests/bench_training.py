@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainers.compute import autocast
-from trainers.distributed import World
 from trainers.engine import Trainer
-from trainers.models import load_models
+from trainers.networks.models import load_models
+from trainers.networks.performance import autocast
+from trainers.ranks.ranks import World
 from trainers.registry import load_config
 
 PRESET = Path("presets/train/tiny_dmd4.yaml")

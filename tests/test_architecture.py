@@ -12,12 +12,12 @@ PACKAGES = ("pipelines", "trainers", "studio")
 OURS = {"app", *PACKAGES}
 FILES = [*sorted(p for package in PACKAGES for p in Path(package).rglob("*.py")), Path("app.py")]
 WITHOUT_TORCH = {  # of the trainers' modules, those that the web process may import
-    "trainers.config",
+    "trainers.settings.run",
     "trainers.look",
     "trainers.mirror",
-    "trainers.probe",
+    "trainers.sources.inspect",
     "trainers.registry",
-    "trainers.sources",
+    "trainers.sources.listing",
 }
 BANNED_NAMES = {"x_0", "x_1", "cfg", "t"}
 BANNED_FILES = {"utils", "helpers", "misc", "common"}
@@ -45,15 +45,19 @@ def allowed(path: Path) -> set[str]:
         return OURS
     if path.is_relative_to("trainers/algorithms"):
         losses = {"trainers.losses", "trainers.rollout", "trainers.advantages"}
-        base = {"trainers.algorithm", "trainers.config", "trainers.reward_method"}
-        return losses | base | {"pipelines.flow", "pipelines.recipe", "pipelines.denoiser"}
+        base = {"trainers.algorithm", "trainers.settings.run", "trainers.reward_method"}
+        return (
+            losses
+            | base
+            | {"pipelines.sampling.flow", "pipelines.recipe", "pipelines.sampling.denoiser"}
+        )
     if path.is_relative_to("trainers/rewards"):
         if path.stem == "shapes":
-            return {"trainers.reward", "trainers.worlds"}
-        base = {"trainers.reward", "trainers.reward_settings", "pipelines.recipe"}
-        tools = {"trainers.clip_score", "trainers.contact_sheet", "trainers.weight_files"}
+            return {"trainers.scoring.reward", "trainers.worlds"}
+        base = {"trainers.scoring.reward", "trainers.settings.reward", "pipelines.recipe"}
+        tools = {"trainers.scoring.clip", "trainers.contact_sheet", "trainers.scoring.weight_files"}
         parts = {"trainers.registry"} if path.stem == "weighted" else set()
-        return base | tools | parts | {"trainers.drift"}
+        return base | tools | parts | {"trainers.validation.drift"}
     return {
         "pipelines": {"pipelines"},
         "trainers": {"pipelines", "trainers"},
@@ -76,11 +80,11 @@ def test_gradio_stays_in_the_studio() -> None:
 
 def test_torch_distributed_stays_in_two_files() -> None:
     users = {path.as_posix() for path in FILES if touches(path, "torch.distributed")}
-    assert users <= {"trainers/distributed.py", "trainers/checkpoint.py"}
+    assert users <= {"trainers/ranks/ranks.py", "trainers/run/checkpoint.py"}
 
 
 def test_the_web_process_imports_neither_torch_nor_diffusers() -> None:
-    modules = ["app", "pipelines.recipe", "pipelines.registry", "pipelines.video"]
+    modules = ["app", "pipelines.recipe", "pipelines.catalog.registry", "pipelines.video"]
     modules += sorted(WITHOUT_TORCH)
     modules += [".".join(p.with_suffix("").parts) for p in FILES if p.parts[0] == "studio"]
     code = f"import {', '.join(m.removesuffix('.__init__') for m in modules)}, sys\n"

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from pipelines.registry import Registry
-from trainers import prepare
-from trainers.config import Parallel, TrainConfig
+from pipelines.catalog.registry import Registry
+from trainers.prepare import command
 from trainers.registry import build_config, read_tree
+from trainers.settings.run import Parallel, TrainConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["prepare"]:
-        return prepare.main(words[1:])
+        return command.main(words[1:])
     if words[:1] == ["show-data"]:
         from trainers import previews  # imports torch
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tree = read_tree(options.config, options.overrides)
         run_dir = options.run_dir or Path("runs") / str(tree.get("name"))
         if tree.get("method") == "prepare" and options.export is None:
-            prepare.run(tree, run_dir, dry_run=options.dry_run)
+            command.run(tree, run_dir, dry_run=options.dry_run)
             return 0
         config = build_config(tree)
         Registry().entry(config.model)  # a misspelt name is said before the engine is imported
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _describe(config: TrainConfig[Any]) -> int:
-    from trainers.estimate import estimate  # torch: only once the input is good
+    from trainers.estimate.estimate import estimate  # torch: only once the input is good
 
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     print(estimate(config))
@@ -68,10 +68,10 @@ def _describe(config: TrainConfig[Any]) -> int:
 
 def _run(config: TrainConfig[Any], run_dir: Path, exported_step: int | None) -> int:
     # torch: only once the input is good
-    from trainers.distributed import join_world, leave_world
     from trainers.engine import Trainer
-    from trainers.export import export_checkpoint
-    from trainers.models import load_models
+    from trainers.networks.models import load_models
+    from trainers.ranks.ranks import join_world, leave_world
+    from trainers.run.export import export_checkpoint
 
     if exported_step is not None:  # one process; the devices may be busy with this very run
         config = config.model_copy(update={"parallel": Parallel(), "device": "cpu"})

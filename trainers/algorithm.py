@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from pipelines.denoiser import Denoiser, Network, conditioned
-from pipelines.image_condition import ImageCondition
+from pipelines.models.first_frame import ImageCondition
 from pipelines.recipe import SamplerName, SamplerSpec
-from trainers.config import AlgorithmConfig, Guidance
+from pipelines.sampling.denoiser import Denoiser, Network, conditioned
+from trainers.settings.run import AlgorithmConfig, Guidance
 
 
 @dataclass(frozen=True)

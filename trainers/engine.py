@@ -21,30 +21,30 @@ import yaml
 from torch import Tensor, nn
 
 from trainers.algorithm import Loss, Rng, Update
-from trainers.checkpoint import (
+from trainers.data.batches import build_data
+from trainers.data.order import stream_seed
+from trainers.networks.build import build_roles, follow
+from trainers.networks.models import Codecs, Model
+from trainers.networks.optimizer import adamw, learning_rate
+from trainers.networks.performance import autocast, tune_compute
+from trainers.norms import lora_norms
+from trainers.ranks.ranks import World, any_rank, barrier, mean_over_ranks, shard, whole
+from trainers.registry import algorithm_class
+from trainers.run.checkpoint import (
     best_checkpoint,
     checkpoint_folders,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
 )
-from trainers.compute import autocast, tune_compute
-from trainers.config import Ema, Trainable, TrainConfig
-from trainers.data import build_data
-from trainers.distributed import World, any_rank, barrier, mean_over_ranks, shard, whole
-from trainers.export import export_role
-from trainers.models import Codecs, Model
-from trainers.norms import lora_norms
-from trainers.optimizer import adamw, learning_rate
-from trainers.order import stream_seed
-from trainers.registry import algorithm_class
-from trainers.reward import RewardError
-from trainers.roles import build_roles, follow
-from trainers.samples import Sampler
+from trainers.run.export import export_role
+from trainers.run.log import Tracker, refuse_other_run
 from trainers.scoring import TRAINED, rewards_of
+from trainers.scoring.reward import RewardError
+from trainers.settings.run import Ema, Trainable, TrainConfig
 from trainers.skips import SkippedSteps
-from trainers.tracking import Tracker, refuse_other_run
-from trainers.validation import Validator
+from trainers.validation.samples import Sampler
+from trainers.validation.validator import Validator
 
 
 class Trainer:

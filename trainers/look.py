@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipelines.catalog.registry import Registry
 from pipelines.recipe import explain
-from pipelines.registry import Registry
-from trainers.prepare_settings import PrepareConfig
-from trainers.probe import Probe, probe
-from trainers.sources import Item, Kind, kind_of, read_items
+from trainers.settings.prepare import PrepareConfig
+from trainers.sources.inspect import Probe, probe
+from trainers.sources.listing import Item, Kind, kind_of, read_items
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Shapes are those of latents, [B, C, F, H, W], unless a docstring says otherwise.
 from torch import Tensor
 from torch.nn import functional
 
-from pipelines.flow import expand_sigma
+from pipelines.sampling.flow import expand_sigma
 
 HUBER_C = 1e-3
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trainers.config import Trainable
-from trainers.distributed import whole
-from trainers.roles import BuiltRole, adapter_weights
+from trainers.networks.build import BuiltRole, adapter_weights
+from trainers.ranks.ranks import whole
+from trainers.settings.run import Trainable
 
 
 def lora_norms(roles: Mapping[str, BuiltRole]) -> dict[str, Tensor]:

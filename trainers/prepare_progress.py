@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from trainers.tracking import Tracker
+from trainers.run.log import Tracker
 
 EVERY_SEC = 1.0
 

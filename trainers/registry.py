@@ -13,14 +13,14 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines.recipe import explain
-from trainers.config import TrainConfig, merge
+from trainers.settings.run import TrainConfig, merge
 
 if TYPE_CHECKING:
     import torch
 
     from trainers.algorithm import Algorithm
-    from trainers.reward import Reward
-    from trainers.reward_settings import RewardChoice
+    from trainers.scoring.reward import Reward
+    from trainers.settings.reward import RewardChoice
 
 # Other projects' names for w in positive + w * (positive - negative): FastVideo's, and the papers'.
 DMD_FORM_GUIDANCE = ("real_score_guidance_scale", "guidance_w", "w")

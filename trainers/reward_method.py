@@ -5,10 +5,10 @@ from typing import Self, TypeVar, cast
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipelines.denoiser import Denoiser, DenoiserCall, check_guidance, guide
 from pipelines.recipe import SamplerSpec
+from pipelines.sampling.denoiser import Denoiser, DenoiserCall, check_guidance, guide
 from trainers.algorithm import Algorithm, Batch
-from trainers.config import AlgorithmConfig, Frozen, Lora, Trainable
+from trainers.settings.run import AlgorithmConfig, Frozen, Lora, Trainable
 
 
 class RewardConfig(AlgorithmConfig):

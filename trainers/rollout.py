@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipelines.flow import add_noise, sigma_schedule
 from pipelines.recipe import SamplerSpec
-from pipelines.sampling import sample_unipc
+from pipelines.sampling.flow import add_noise, sigma_schedule
+from pipelines.sampling.samplers import sample_unipc
 from trainers.algorithm import Rng
 from trainers.losses import euler_step
 

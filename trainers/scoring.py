@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from trainers.config import TrainConfig
-from trainers.distributed import World
-from trainers.models import Codecs
+from trainers.networks.models import Codecs
+from trainers.ranks.ranks import World
 from trainers.registry import load_reward
-from trainers.reward import LatentScore
+from trainers.scoring.reward import LatentScore
+from trainers.settings.run import TrainConfig
 
 TRAINED, HELD_OUT = "reward", "held_out_reward"  # their names among figures
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from trainers.distributed import World, from_all_ranks
-from trainers.tracking import Tracker
+from trainers.ranks.ranks import World, from_all_ranks
+from trainers.run.log import Tracker
 
 MAX_IN_A_ROW = 20
 

@@ -6,15 +6,15 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from studio import data_html
-from studio.live import draw_live
-from studio.messages import explained
-from studio.panels import model_choices
-from studio.preparing import Preparing
-from studio.run_actions import RunActions
-from studio.runs import PREPARE, free_name
+from studio.compare.panels import model_choices
+from studio.data import html
+from studio.data.preparing import Preparing
+from studio.page.handlers import explained
+from studio.page.live import draw_live
+from studio.run_page.actions import RunActions
+from studio.runs.listing import PREPARE, free_name
 from studio.studio import Studio
-from studio.train_html import link
+from studio.train.html import link
 
 TITLE = "Data"
 OWN = "Empty: the model's own"
@@ -56,7 +56,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
     @explained
     def look(*values: Any) -> str:
         studio.require_maker()
-        return data_html.look(preparing.look(read(fields, values)))
+        return html.look(preparing.look(read(fields, values)))
 
     @explained
     def start(chosen: list[str], *values: Any) -> Any:
@@ -71,7 +71,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
 
 
 def draw_fields(studio: Studio, preparing: Preparing) -> dict[str, Component]:
-    """The settings by their name in `trainers.prepare_settings`."""
+    """The settings by their name in `trainers.settings.prepare`."""
     with gr.Row():
         source = gr.Textbox(
             label="Source",
@@ -127,7 +127,7 @@ def draw_list(studio: Studio, preparing: Preparing) -> None:
     does = RunActions(studio, studio.training)
 
     def show(_: str) -> str:
-        return data_html.data_list(preparing.data_sets())
+        return html.data_list(preparing.data_sets())
 
     def act(name: str, action: str, _: str) -> dict[str, Any]:
         if action not in NOTES:

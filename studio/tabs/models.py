@@ -5,17 +5,17 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.download_state import Download, published
-from pipelines.files import disk_bytes
-from pipelines.memory_settings import installed_attention
-from pipelines.registry import ModelEntry
-from studio.downloads import Downloads
-from studio.html import escape
-from studio.live import draw_live
-from studio.models_html import ModelRow, bytes_words, lora_row, model_row
-from studio.run_html import block
+from pipelines.catalog.downloads import Download, published
+from pipelines.catalog.registry import ModelEntry
+from pipelines.files.disk import disk_bytes
+from pipelines.memory import installed_attention
+from studio.compare.variants import lora_name
+from studio.models.downloads import Downloads
+from studio.models.html import ModelRow, bytes_words, lora_row, model_row
+from studio.page.live import draw_live
+from studio.page.words import escape
+from studio.run_page.html import block
 from studio.studio import Studio
-from studio.variants import lora_name
 
 TITLE = "Models"
 NOTES = {

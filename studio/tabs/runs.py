@@ -6,12 +6,12 @@ from typing import Any
 import gradio as gr
 import pandas
 
-from studio import run_html, run_view
-from studio.forms import PRIVATE
-from studio.live import draw_live, draw_log, draw_pulse
-from studio.messages import explained
-from studio.player import draw_player
-from studio.run_actions import SHIPPED, RunActions
+from studio.compare.form import PRIVATE
+from studio.page.handlers import explained
+from studio.page.live import draw_live, draw_log, draw_pulse
+from studio.page.player import draw_player
+from studio.run_page import html, view
+from studio.run_page.actions import SHIPPED, RunActions
 from studio.studio import Studio
 from trainers import mirror
 
@@ -32,7 +32,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
         listed = draw_live(does.show_list, does.act, "run-list")
     with gr.Column(visible=False, elem_id="run") as one:
         back = gr.Button("← All runs", size="sm", min_width=110, elem_id="all-runs")
-        head = draw_live(does.shown(run_html.head), does.act, "run-head")
+        head = draw_live(does.shown(html.head), does.act, "run-head")
         parts = [head, *draw_parts(studio, does, name)]
 
     def opened(run: str) -> dict[Any, Any]:
@@ -62,11 +62,11 @@ def draw_parts(studio: Studio, does: RunActions, name: gr.State) -> list[gr.HTML
     parts = []
     with gr.Tabs(elem_id="run-tabs"):
         with gr.Tab("Overview"):
-            parts.append(draw_live(does.shown(run_html.overview), does.act, "run-overview"))
+            parts.append(draw_live(does.shown(html.overview), does.act, "run-overview"))
         with gr.Tab("Samples"):
             parts.append(draw_samples(studio, does, name))
         with gr.Tab("Checkpoints"):
-            parts.append(draw_live(does.shown(run_html.checkpoints), does.act, "run-checkpoints"))
+            parts.append(draw_live(does.shown(html.checkpoints), does.act, "run-checkpoints"))
         with gr.Tab("Metrics") as tab:
             draw_metrics(does, name, tab)
         with gr.Tab("Log"):
@@ -79,7 +79,7 @@ def draw_parts(studio: Studio, does: RunActions, name: gr.State) -> list[gr.HTML
 def draw_samples(studio: Studio, does: RunActions, name: gr.State) -> gr.HTML:
     """All samples, and the two that were chosen in the player."""
     player = draw_player(studio, "sample-player")
-    samples = draw_live(does.shown(run_html.samples), does.act, "run-samples")
+    samples = draw_live(does.shown(html.samples), does.act, "run-samples")
 
     @explained
     def pair(run: str, event: gr.EventData) -> Any:
@@ -133,7 +133,7 @@ def draw_metrics(does: RunActions, name: gr.State, tab: gr.Tab) -> None:
         shipped = [SHIPPED + preset for preset in does.shipped_curves(run)]
         others = [*(other.name for other in does.supervisor.runs()), *shipped]
         drawn = [*shipped[:1], run]  # the newest on top
-        known = run_view.figures(does.supervisor.run(run).folder)
+        known = view.figures(does.supervisor.run(run).folder)
         chosen = [first_known(wanted, known) for wanted in DRAWN]
         updates = [gr.update(choices=known, value=figure) for figure in chosen]
         return gr.update(choices=others, value=drawn), *updates, *draw(drawn, 0, *chosen)

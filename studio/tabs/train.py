@@ -7,16 +7,16 @@ from typing import Any
 
 import gradio as gr
 
-from studio import train_html
 from studio.choices import on_choice
-from studio.forms import PRIVATE, Updates
-from studio.launch import Devices, num_ranks
-from studio.messages import explained
-from studio.place import Place, draw_place
-from studio.plan import make_plan
-from studio.schemas import Tree, descriptions
+from studio.compare.form import PRIVATE, Updates
+from studio.page.handlers import explained
+from studio.runs.launch import Devices, num_ranks
 from studio.studio import Studio
-from studio.training import DEFAULTS, Training
+from studio.train import html
+from studio.train.device_choice import Place, draw_place
+from studio.train.estimate import make_plan
+from studio.train.schemas import Tree, descriptions
+from studio.train.training import DEFAULTS, Training
 
 TITLE = "Train"
 ESSENTIALS = (("name",), ("model",), ("num_steps",), ("algorithm", "student", "learning_rate"))
@@ -157,17 +157,17 @@ def draw_check(start: Start) -> None:
             shell = start.training.command(tree.get("name", "NAME"), devices)
         except ValueError as error:
             return f"# {error}", gr.skip()
-        return shell, train_html.preview(start.training, tree.get("data", {}))
+        return shell, html.preview(start.training, tree.get("data", {}))
 
     def check(*values: Any) -> str:
         try:
             tree, devices = start.read(*values)
         except ValueError as error:
-            return train_html.problem(str(error), ())
+            return html.problem(str(error), ())
         checked = start.training.check(tree)
         if checked.tree is None:
-            return train_html.problem(checked.problem, checked.path)
-        return train_html.verdict(start.training.advice(checked.tree, num_ranks(devices)))
+            return html.problem(checked.problem, checked.path)
+        return html.verdict(start.training.advice(checked.tree, num_ranks(devices)))
 
     for event in (start.settings.edit, *(field.change for field in start.place.inputs)):
         event(show, start.inputs, [command, preview], **LIVE)
@@ -182,7 +182,7 @@ def draw_plan(start: Start) -> None:
     @explained
     def plan(*values: Any) -> str:
         tree, devices = start.checked(*values)
-        return train_html.plan(make_plan(tree, num_ranks(devices)), tree["num_steps"])
+        return html.plan(make_plan(tree, num_ranks(devices)), tree["num_steps"])
 
     event = {"api_visibility": "private", "concurrency_limit": 1, "concurrency_id": "plan"}
     button.click(plan, start.inputs, shown, **event)
@@ -214,16 +214,16 @@ def draw_buttons(start: Start) -> None:
 
     @explained
     def add(*values: Any) -> str:
-        return train_html.link(submit(values, first=False), "is in the queue")
+        return html.link(submit(values, first=False), "is in the queue")
 
     @explained
     def begin(*values: Any) -> str:
-        return train_html.link(submit(values, first=True), "starts when its devices are free")
+        return html.link(submit(values, first=True), "starts when its devices are free")
 
     @explained
     def try_steps(*values: Any) -> str:
         tree, devices = start.checked(*values[1:])
-        return train_html.link(training.trial(tree, devices), "trains two steps")
+        return html.link(training.trial(tree, devices), "trains two steps")
 
     after.focus(waitable, outputs=after, **PRIVATE)
     for button, handler in ((queue, add), (now, begin), (trial, try_steps)):

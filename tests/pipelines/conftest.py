@@ -17,8 +17,8 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from pipelines.catalog.registry import Registry
 from pipelines.generate import ModelCache
-from pipelines.registry import Registry
 
 TEXT_LENGTH = 12
 WORDS = [

@@ -8,8 +8,8 @@ from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines.adapters import MAX_RESIDENT, apply_adapters, save_lora
-from pipelines.checkpoints import adapter_sampler
+from pipelines.catalog.entries import adapter_sampler
+from pipelines.lora.apply import MAX_RESIDENT, apply_adapters, save_lora
 from pipelines.recipe import Adapter, SamplerSpec
 from tests.pipelines.conftest import ATTENTION, lora_tensors, velocity
 

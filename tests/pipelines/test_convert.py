@@ -12,12 +12,12 @@ import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file
 
-from pipelines import weights
 from pipelines.__main__ import main
+from pipelines.catalog.registry import Registry
+from pipelines.formats import weights
 from pipelines.generate import Clip, ModelCache, generate
-from pipelines.guidance import time_embedding
-from pipelines.loading import load_components, load_transformer
-from pipelines.registry import Registry
+from pipelines.models.loading import load_components, load_transformer
+from pipelines.sampling.guidance_embedder import time_embedding
 from pipelines.video import read_video
 from tests.pipelines.official_wan import NUM_HEADS, random_weights
 
@@ -188,7 +188,7 @@ def test_a_student_keeps_its_base_and_sampler(tmp_path: Path, models_dir: Path) 
 def test_large_weights_come_in_shards_with_an_index(
     converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.layout_writers.SHARD_BYTES", 3_000_000)
+    monkeypatch.setattr("pipelines.formats.writers.SHARD_BYTES", 3_000_000)
     for layout, source in (("native", TINY), ("diffusers", str(tmp_path / "native"))):
         assert main(["convert", source, str(tmp_path / layout), "--to", layout]) == 0
     assert len(list((tmp_path / "native").glob("*-of-*.safetensors"))) == 4
@@ -216,7 +216,7 @@ def test_no_more_than_two_tensors_are_in_memory_at_once(
         return tensor
 
     kept: list[weakref.ref[torch.Tensor]] = []
-    monkeypatch.setattr("pipelines.weights._read", counted)
+    monkeypatch.setattr("pipelines.formats.weights._read", counted)
     tensors = weights.open_weights([converted / "native" / "diffusion_pytorch_model.safetensors"])
     weights.save_safetensors(tmp_path / "copy.safetensors", tensors.tensors, {})
     assert len(kept) == len(tensors.tensors)
@@ -250,7 +250,7 @@ def break_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     def fail(*args: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("pipelines.layout_writers._write_pickle", fail)
+    monkeypatch.setattr("pipelines.formats.writers._write_pickle", fail)
     return [TINY, str(tmp_path / "out")]
 
 

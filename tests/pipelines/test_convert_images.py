@@ -10,9 +10,9 @@ from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from pipelines.__main__ import main
-from pipelines.loading import load_components
-from pipelines.native_clip import open_image_encoder
-from pipelines.registry import Registry
+from pipelines.catalog.registry import Registry
+from pipelines.formats.clip import open_image_encoder
+from pipelines.models.loading import load_components
 from tests.pipelines.conftest import build_pipeline
 from tests.pipelines.test_convert import NETWORKS, assert_same_weights
 

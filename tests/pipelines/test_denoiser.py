@@ -3,7 +3,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from pipelines.denoiser import Denoiser, guided
+from pipelines.sampling.denoiser import Denoiser, guided
 
 EMBEDS = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(1))
 LATENTS = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(2))

@@ -15,14 +15,14 @@ import huggingface_hub.constants
 import huggingface_hub.file_download
 import pytest
 
-from pipelines.download import download
-from pipelines.download_state import (
+from pipelines.catalog.downloads import (
     FOLDER,
     DownloadState,
     is_running,
     only_one,
     read_state,
 )
+from pipelines.catalog.hub import download
 from tests.pipelines.hub import Hub, repository, serve
 
 TINY_WAN = Path("assets/tiny-wan")
@@ -198,7 +198,7 @@ def test_a_hub_that_is_not_there_is_one_sentence(
 def test_a_second_download_of_the_same_is_refused(hub: Hub, tmp_path: Path, work: Path) -> None:
     with only_one(work):
         code = "import sys; from pathlib import Path\n"
-        code += "from pipelines.download_state import only_one\n"
+        code += "from pipelines.catalog.downloads import only_one\n"
         code += "with only_one(Path(sys.argv[1])): pass"
         command = [sys.executable, "-c", code, str(work)]
         done = subprocess.run(command, capture_output=True, text=True)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipelines.fit import Sizes, device_bytes, fit, ram_bytes
-from pipelines.memory_settings import MemorySettings
+from pipelines.memory import MemorySettings
+from pipelines.models.fit_memory import Sizes, device_bytes, fit, ram_bytes
 
 GB = 1e9
 SHAPES = {"1.3B": (1.419e9, 1536, 8960, 30), "14B": (14.288e9, 5120, 13824, 40)}

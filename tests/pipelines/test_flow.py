@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipelines.flow import (
+from pipelines.sampling.flow import (
     add_noise,
     denoised_from_velocity,
     shift_sigmas,

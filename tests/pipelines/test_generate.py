@@ -8,10 +8,10 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from pipelines.denoiser import Denoiser
+from pipelines.catalog.registry import Registry
 from pipelines.generate import Clip, ModelCache, Progress, generate, sample_video
 from pipelines.recipe import Adapter, Recipe, SamplerSpec
-from pipelines.registry import Registry
+from pipelines.sampling.denoiser import Denoiser
 from pipelines.video import read_comment, read_recipe, read_video
 
 PROMPT = "a red circle moving left"

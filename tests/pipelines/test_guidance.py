@@ -8,17 +8,17 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines.adapters import MAX_RESIDENT, apply_adapters, read_lora, save_lora, stack_loras
-from pipelines.denoiser import Denoiser, check_guidance
-from pipelines.guidance import (
+from pipelines.lora.apply import MAX_RESIDENT, apply_adapters, read_lora, save_lora, stack_loras
+from pipelines.models.loading import load_transformer
+from pipelines.recipe import Adapter, SamplerSpec
+from pipelines.sampling.denoiser import Denoiser, check_guidance
+from pipelines.sampling.guidance_embedder import (
     OWN,
     activate_guidance_embedder,
     add_guidance_embedder,
     load_guidance_embedder,
     time_embedding,
 )
-from pipelines.loading import load_transformer
-from pipelines.recipe import Adapter, SamplerSpec
 from tests.pipelines.conftest import guidance_tensors, lora_tensors, velocity
 from tests.pipelines.test_adapters import expected_velocity
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from pipelines.__main__ import main
-from pipelines.denoiser import Denoiser, conditioned, guided
+from pipelines.catalog.registry import Registry
 from pipelines.generate import Clip, ModelCache, generate, sample_video
-from pipelines.image_condition import ImageCondition, ImageConditioner
+from pipelines.models.first_frame import ImageCondition, ImageConditioner
 from pipelines.recipe import FirstFrame, Recipe
-from pipelines.registry import Registry
+from pipelines.sampling.denoiser import Denoiser, conditioned, guided
 from pipelines.video import read_recipe
 from tests.pipelines.conftest import build_pipeline
 

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.__main__ import main
-from pipelines.flow import sigma_schedule
-from pipelines.lightx2v import read_config, student_sampler
-from pipelines.registry import Registry
+from pipelines.catalog.registry import Registry
+from pipelines.commands.import_lightx2v import read_config, student_sampler
+from pipelines.sampling.flow import sigma_schedule
 from pipelines.video import read_recipe
 from tests.pipelines.test_lora_flavours import lightx2v
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipelines.catalog.registry import Registry
 from pipelines.generate import ModelCache
-from pipelines.loading import Components, load_components
-from pipelines.registry import Registry
+from pipelines.models.loading import Components, load_components
 from tests.pipelines.conftest import TEXT_LENGTH
 
 SHARDS = ("diffusion_pytorch_model-1.safetensors", "diffusion_pytorch_model-2.safetensors")

@@ -7,8 +7,8 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 
-from pipelines.adapters import apply_adapters
-from pipelines.lora_alpha import own_alpha
+from pipelines.files.lora_alpha import own_alpha
+from pipelines.lora.apply import apply_adapters
 from pipelines.recipe import Adapter
 from tests.pipelines.conftest import velocity
 from tests.pipelines.test_lora_flavours import RANK, alphas, deltas, factor_tensors

@@ -10,9 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pipelines.__main__ import main
-from pipelines.adapters import apply_adapters
-from pipelines.lora_export import TARGETS, Target, write_lora
-from pipelines.lora_files import Lora, read_lora
+from pipelines.lora.apply import apply_adapters
+from pipelines.lora.export import TARGETS, Target, write_lora
+from pipelines.lora.file import Lora, read_lora
 from pipelines.recipe import Adapter
 from tests.pipelines.conftest import velocity
 from tests.pipelines.test_lora_flavours import changed, lightx2v

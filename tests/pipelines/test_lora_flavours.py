@@ -10,11 +10,11 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.adapters import apply_adapters, stack_loras
-from pipelines.lora_alpha import own_alpha
-from pipelines.lora_files import read_lora
-from pipelines.lora_fit import lora_shapes, outline, summary
-from pipelines.lora_merge import merge_loras
+from pipelines.files.lora_alpha import own_alpha
+from pipelines.files.lora_outline import lora_shapes, outline, summary
+from pipelines.lora.apply import apply_adapters, stack_loras
+from pipelines.lora.file import read_lora
+from pipelines.lora.merge import merge_loras
 from pipelines.recipe import Adapter
 from tests.pipelines.conftest import velocity
 

@@ -9,17 +9,17 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from pipelines.denoiser import Denoiser
+from pipelines.catalog.registry import Registry
 from pipelines.generate import Clip, ModelCache, denoise, generate
-from pipelines.memory import require_device
-from pipelines.memory_settings import (
+from pipelines.memory import (
     MemorySettings,
     installed_attention,
     memory_words,
     parse_memory,
 )
+from pipelines.models.placement import require_device
 from pipelines.recipe import Adapter, Recipe
-from pipelines.registry import Registry
+from pipelines.sampling.denoiser import Denoiser
 from pipelines.video import read_video
 
 LORA = Path("assets/students/tiny-dmd4/lora.safetensors")
@@ -213,7 +213,7 @@ def test_what_needs_a_gpu_says_so_on_a_cpu() -> None:
 def test_a_quantised_transformer_refuses_loras_and_models_that_are_loras(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipelines.memory_settings.find_spec", lambda name: name)
+    monkeypatch.setattr("pipelines.memory.find_spec", lambda name: name)
     int8 = "transformer=int8"
     with pytest.raises(ValueError, match=r"^memory: LoRAs, .* transformer=int8; choose fp8_"):
         cache().components(recipe(adapters=[Adapter(path=str(LORA))], memory=int8))

@@ -15,9 +15,9 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.torch import save_file
 from transformers import UMT5Config, UMT5EncoderModel
 
-from pipelines.loading import load_transformer
-from pipelines.native_configs import text_encoder_config, transformer_config, vae_config
-from pipelines.native_names import TEXT_ENCODER, TRANSFORMER, NameTable, vae_size, vae_table
+from pipelines.files.weight_configs import text_encoder_config, transformer_config, vae_config
+from pipelines.files.weight_names import TEXT_ENCODER, TRANSFORMER, NameTable, vae_size, vae_table
+from pipelines.models.loading import load_transformer
 from tests.pipelines.official_wan import NUM_HEADS, native_shapes, random_weights
 
 T2V = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}

@@ -9,9 +9,9 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipelines.denoiser import Denoiser
-from pipelines.guidance import guidance_input, time_embedding
-from pipelines.loading import load_transformer
+from pipelines.models.loading import load_transformer
+from pipelines.sampling.denoiser import Denoiser
+from pipelines.sampling.guidance_embedder import guidance_input, time_embedding
 from tests.pipelines.official_wan import (
     DIM,
     IMAGE,

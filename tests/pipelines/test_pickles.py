@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.lora_files import read_lora
-from pipelines.lora_fit import lora_shapes
-from pipelines.pickles import pickle_shapes
+from pipelines.catalog.registry import Registry
+from pipelines.files.lora_outline import lora_shapes
+from pipelines.files.tensors import pickle_shapes
+from pipelines.lora.file import read_lora
 from pipelines.recipe import Adapter
-from pipelines.registry import Registry
 from tests.pipelines.conftest import Payload, lora_tensors
 
 

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.__main__ import main
-from pipelines.files import Header
+from pipelines.catalog.registry import Registry
+from pipelines.files.disk import Header
+from pipelines.files.preview_decoder import check_preview_decoder
+from pipelines.files.tensors import pickle_shapes
 from pipelines.generate import Clip, ModelCache, generate
-from pipelines.pickles import pickle_shapes
-from pipelines.preview import AutoencoderKLWan, load_preview_decoder
-from pipelines.preview_layout import check_preview_decoder
-from pipelines.registry import Registry
+from pipelines.models.preview import AutoencoderKLWan, load_preview_decoder
 from pipelines.video import read_video
 from tests.pipelines.conftest import Payload, write_preview_decoder
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.checkpoints import WAN_NEGATIVE_PROMPT
-from pipelines.files import fingerprint
-from pipelines.flow import sigma_schedule
+from pipelines.catalog.entries import WAN_NEGATIVE_PROMPT
+from pipelines.catalog.registry import Registry
+from pipelines.files.disk import fingerprint
 from pipelines.recipe import Adapter, SamplerSpec
-from pipelines.registry import Registry
+from pipelines.sampling.flow import sigma_schedule
 from tests.pipelines.conftest import lora_tensors
 
 
@@ -231,7 +231,7 @@ def test_prompt_lists_are_the_text_files_of_the_presets() -> None:
 
 
 def test_the_registry_needs_no_torch() -> None:
-    code = "import sys, pipelines.registry, pipelines.video; print('torch' in sys.modules)"
+    code = "import sys, pipelines.catalog.registry, pipelines.video; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
 

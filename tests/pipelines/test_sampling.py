@@ -3,9 +3,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from pipelines.flow import sigma_schedule
 from pipelines.recipe import SamplerSpec
-from pipelines.sampling import draw_noise, sample, unipc_scheduler
+from pipelines.sampling.flow import sigma_schedule
+from pipelines.sampling.samplers import draw_noise, sample, unipc_scheduler
 
 SHAPE = (1, 16, 2, 4, 4)
 EMBEDS = torch.zeros(1, 3, 8)

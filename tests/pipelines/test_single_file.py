@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines.__main__ import main
+from pipelines.catalog.registry import Registry
+from pipelines.files.weight_names import TRANSFORMER
 from pipelines.generate import Clip, ModelCache, generate
-from pipelines.loading import load_transformer
-from pipelines.native_names import TRANSFORMER
+from pipelines.models.loading import load_transformer
 from pipelines.recipe import SamplerSpec
-from pipelines.registry import Registry
 from pipelines.video import read_video
 
 FEW = {"name": "lcm", "num_inference_steps": 2, "guidance_scale": 1.0, "guidance_mode": "off"}
@@ -147,7 +147,7 @@ def test_a_preset_may_stand_on_another_model(
     (presets / "whole.yaml").write_text(text)
     text += "base: whole\nfiles: [part/student.safetensors]\nkind: distilled\n"
     (presets / "alone.yaml").write_text(text.replace("org/mini", "org/students"))
-    monkeypatch.setattr("pipelines.registry.PRESETS", tmp_path / "presets")
+    monkeypatch.setattr("pipelines.catalog.registry.PRESETS", tmp_path / "presets")
     registry = Registry([own_models])
     missing = registry.models()["alone"].missing or ""
     assert "org/students is not here; run `python -m pipelines download alone" in missing

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.__main__ import main
+from pipelines.catalog.registry import Registry
+from pipelines.catalog.students import LORA_FILE
 from pipelines.generate import Clip, ModelCache, generate
 from pipelines.recipe import Adapter, Recipe, SamplerSpec
-from pipelines.registry import Registry
-from pipelines.students import LORA_FILE
 from pipelines.video import read_recipe, read_video
 from tests.pipelines.conftest import guidance_tensors, lora_tensors
 

@@ -8,13 +8,13 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
-from pipelines.adapters import apply_adapters
-from pipelines.flow import sigma_schedule
+from pipelines.catalog.registry import Registry
+from pipelines.files.weight_names import TRANSFORMER
 from pipelines.generate import Clip, ModelCache, generate
-from pipelines.loading import load_components
-from pipelines.native_names import TRANSFORMER
+from pipelines.lora.apply import apply_adapters
+from pipelines.models.loading import load_components
 from pipelines.recipe import Adapter
-from pipelines.registry import Registry
+from pipelines.sampling.flow import sigma_schedule
 from tests.pipelines.conftest import TEXT_LENGTH, lora_tensors, velocity
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

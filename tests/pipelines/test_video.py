@@ -15,8 +15,8 @@ from pipelines.video import (
     write_poster,
     write_video,
 )
+from trainers.worlds.checker import observe
 from trainers.worlds.shapes import all_captions, render
-from trainers.worlds.shapes_checker import observe
 
 CELL = 320  # what write_grid enlarges a small clip to
 LABEL = 48

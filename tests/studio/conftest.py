@@ -21,11 +21,11 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from safetensors.numpy import save_file
 
+from pipelines.catalog.registry import Registry
 from pipelines.recipe import Recipe
-from pipelines.registry import Registry
-from studio.store import Job, Store
-from studio.supervisor import Supervisor
-from studio.workers import store_path
+from studio.clips.store import Job, Store
+from studio.clips.workers import store_path
+from studio.runs.supervisor import Supervisor
 from tests.pipelines.conftest import write_preview_decoder
 from tests.trainers.conftest import config_tree, micro_data, whole_model  # noqa: F401
 

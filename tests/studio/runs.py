@@ -6,11 +6,11 @@ from pathlib import Path
 import psutil
 import yaml
 
-from studio.launch import Launch
-from studio.processes import marked
-from studio.runfiles import CONFIG, LAUNCH, PID, read_json, write_json
-from studio.runs import Run
-from studio.supervisor import Supervisor
+from studio.runs.files import CONFIG, LAUNCH, PID, read_json, write_json
+from studio.runs.launch import Launch
+from studio.runs.listing import Run
+from studio.runs.processes import marked
+from studio.runs.supervisor import Supervisor
 from tests.studio.conftest import wait_for
 
 SLEEP = "import time; time.sleep(600)"
@@ -63,7 +63,7 @@ QUICK = "pass"
 BROKEN = "raise ValueError('model: there is none')"
 WATCH = """
 import sys, time, pathlib
-from studio.supervisor import Supervisor
+from studio.runs.supervisor import Supervisor
 Supervisor(pathlib.Path(sys.argv[1])).start()
 time.sleep(120)
 """

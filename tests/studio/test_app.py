@@ -15,7 +15,7 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from studio.workers import clip_path
+from studio.clips.workers import clip_path
 from tests.studio.conftest import PROMPT, ROOT, App, tiny_recipe
 
 VARIANT = {"model": "tiny-wan", "num_inference_steps": 1, "guidance_scale": 1.0, "num_frames": 5}
@@ -215,7 +215,7 @@ def test_the_server_functions_refuse_what_is_not_an_id(app: App) -> None:
 
 
 def test_a_lost_index_is_rebuilt_from_the_clips(tmp_path: Path, app: App) -> None:
-    from pipelines.registry import Registry
+    from pipelines.catalog.registry import Registry
     from studio.studio import Studio
 
     recipe = tiny_recipe(seed=33)

@@ -9,7 +9,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 
 from pipelines.video import read_recipe
-from studio.workers import clip_path
+from studio.clips.workers import clip_path
 from tests.studio.compare import choose, field, generate, wait_until_made
 from tests.studio.conftest import PROMPT, App, no_scroll_sideways, wait_for
 

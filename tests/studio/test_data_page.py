@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 from tests.studio.conftest import App, no_scroll_sideways
 from tests.studio.test_train_page import call, config, get
 from tests.trainers.videos import write_shapes
-from trainers.prepared import PreparedFolder
+from trainers.data.prepared import PreparedFolder
 
 NAME = "from-the-page"
 SLOW = 90_000  # ms; a preparation imports torch

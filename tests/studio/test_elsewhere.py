@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from studio.run_status import SILENT_SEC
-from studio.runfiles import EXIT, LAUNCH, PID, read_json, write_json
-from studio.supervisor import Supervisor
+from studio.runs.files import EXIT, LAUNCH, PID, read_json, write_json
+from studio.runs.status import SILENT_SEC
+from studio.runs.supervisor import Supervisor
 from tests.studio.runs import TRAINS, make_run, processes, queue, until
 
 OTHER = {"host": "another-machine", "boot_id": "another"}

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.images import MAX_PIXELS, read_image
+from pipelines.catalog.registry import Registry
+from pipelines.files.images import MAX_PIXELS, read_image
 from pipelines.recipe import FirstFrame
-from pipelines.registry import Registry
-from studio.images import Images
+from studio.compare.images import Images
+from studio.compare.variants import Variant, cli_command, from_recipe, to_recipe
 from studio.studio import Studio, without_folders
-from studio.variants import Variant, cli_command, from_recipe, to_recipe
 from tests.studio.conftest import PROMPT
 
 IMAGE_MODEL = Variant(model="tiny-wan-i2v")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from pipelines.registry import Registry
+from pipelines.catalog.registry import Registry
 from tests.pipelines.hub import Hub, repository, serve
 from tests.studio.conftest import TINY_WAN, App, no_scroll_sideways, wait_for
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.registry import Registry
-from studio.preparing import Preparing
-from studio.schemas import Methods
-from studio.supervisor import Supervisor
-from studio.training import Training
+from pipelines.catalog.registry import Registry
+from studio.data.preparing import Preparing
+from studio.runs.supervisor import Supervisor
+from studio.train.schemas import Methods
+from studio.train.training import Training
 from tests.studio.runs import until
 from trainers.look import look
 

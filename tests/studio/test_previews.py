@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.preview import PreviewDecoder, load_preview_decoder
-from studio import previews
-from studio.previews import Previews, preview_name, preview_path
+from pipelines.models.preview import PreviewDecoder, load_preview_decoder
+from studio.clips import live_preview
+from studio.clips.live_preview import Previews, preview_name, preview_path
 from tests.pipelines.conftest import write_preview_decoder
 
 WIDE = 9 * torch.randn(
@@ -19,7 +19,7 @@ WIDE = 9 * torch.randn(
 
 @pytest.fixture(autouse=True)
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(previews, "MIN_PAUSE_SEC", 0.0)
+    monkeypatch.setattr(live_preview, "MIN_PAUSE_SEC", 0.0)
 
 
 def test_a_preview_is_small_moves_and_waits_nine_times_as_long_as_it_took(tmp_path: Path) -> None:

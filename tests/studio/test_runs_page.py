@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page, expect
 
-from studio.run_status import ALIVE
-from studio.supervisor import Supervisor
+from studio.runs.status import ALIVE
+from studio.runs.supervisor import Supervisor
 from tests.studio.conftest import App
 from tests.studio.runs import TRAINS, queue
 

@@ -13,10 +13,10 @@ import psutil
 import pytest
 import yaml
 
-from studio.launch import build_launch
-from studio.run_control import ask_to_stop, start
-from studio.run_status import NOT_SAVED, read_status
-from studio.runfiles import EXIT, LOG, ROOT, read_json
+from studio.runs.control import ask_to_stop, start
+from studio.runs.files import EXIT, LOG, ROOT, read_json
+from studio.runs.launch import build_launch
+from studio.runs.status import NOT_SAVED, read_status
 from tests.studio.conftest import wait_for
 from tests.studio.runs import SLEEP, TRAINS, make_command_run, make_run, processes
 
@@ -82,7 +82,7 @@ def test_a_run_has_a_session_of_its_own_no_input_and_a_file_for_its_output(tmp_p
 def test_two_wrappers_of_one_start_run_it_once(tmp_path: Path) -> None:
     code = "import pathlib, sys; print('begun', flush=True)"
     folder = make_run(tmp_path, "run", code)
-    command = [sys.executable, "-m", "studio.runwrap", str(folder)]
+    command = [sys.executable, "-m", "studio.runs.wrapper", str(folder)]
     both = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(2)]
     assert sorted(wrapper.wait(60) for wrapper in both) == [0, 3]
     assert (folder / LOG).read_text() == "begun\n"
@@ -162,7 +162,7 @@ def test_a_full_disk_ends_the_run_with_a_reason_and_whole_checkpoints(
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     launch = build_launch(disk / "run", ["cpu"]).model_dump_json()
     (tmp_path / "launch.json").write_text(launch)
-    script = 'mkdir "$0/run" && cp "$1"/*.* "$0/run" && "$2" -m studio.runwrap "$0/run"; '
+    script = 'mkdir "$0/run" && cp "$1"/*.* "$0/run" && "$2" -m studio.runs.wrapper "$0/run"; '
     script += 'cp -r "$0/run" "$3"'  # the disk is gone with its last process
     inside = ["sh", "-c", script, str(disk), str(tmp_path), sys.executable, str(kept)]
     subprocess.run([*small_disk, "3m", str(disk), *inside], cwd=ROOT, check=True)

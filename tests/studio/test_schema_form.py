@@ -10,10 +10,10 @@ import pytest
 import yaml
 from playwright.sync_api import Page
 
-from studio.schema_form import SchemaForm
-from studio.schemas import Schema, check, field_path, read_schemas
 from studio.tabs.train import ESSENTIALS, SCRIPT
-from studio.train_html import css_text, problem
+from studio.train.html import css_text, problem
+from studio.train.schema_form import SchemaForm
+from studio.train.schemas import Schema, check, field_path, read_schemas
 from trainers.registry import build_config, methods
 
 PRESETS = sorted(Path("presets/train").glob("*.yaml"))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from studio import supervisor as queue
-from studio.run_status import NOT_SAVED
-from studio.runfiles import EVENTS, JOB, LOG, read_json, read_jsonl, write_json
-from studio.slurm import SCRIPT, Allocation
-from studio.supervisor import Supervisor
+from studio.runs import supervisor as queue
+from studio.runs.files import EVENTS, JOB, LOG, read_json, read_jsonl, write_json
+from studio.runs.slurm import SCRIPT, Allocation
+from studio.runs.status import NOT_SAVED
+from studio.runs.supervisor import Supervisor
 from tests.studio.conftest import wait_for
 from tests.studio.runs import TRAINS, until
 from tests.studio.slurm_cluster import slurm_cluster

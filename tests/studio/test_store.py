@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.recipe import Recipe
-from studio.store import Cell, ClipInfo, Store
+from studio.clips.store import Cell, ClipInfo, Store
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ import psutil
 import pytest
 
 from pipelines.video import read_recipe
-from studio.launch import build_launch
-from studio.runfiles import (
+from studio.clips.store import Store
+from studio.clips.workers import Workers, Workplace, clip_path, store_path
+from studio.runs.files import (
     CONFIG,
     EXIT,
     read_json,
 )
-from studio.store import Store
-from studio.supervisor import Supervisor
-from studio.workers import Workers, Workplace, clip_path, store_path
+from studio.runs.launch import build_launch
+from studio.runs.supervisor import Supervisor
 from tests.studio.conftest import tiny_recipe, wait_for
 from tests.studio.runs import (
     BROKEN,

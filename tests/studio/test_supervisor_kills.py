@@ -12,9 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from studio.processes import find
-from studio.run_control import OVERDUE_SEC
-from studio.runfiles import (
+from studio.runs.control import OVERDUE_SEC
+from studio.runs.files import (
     CONFIG,
     EVENTS,
     EXIT,
@@ -25,7 +24,8 @@ from studio.runfiles import (
     read_jsonl,
     write_json,
 )
-from studio.supervisor import Supervisor
+from studio.runs.processes import find
+from studio.runs.supervisor import Supervisor
 from tests.studio.conftest import wait_for
 from tests.studio.runs import (
     QUICK,
@@ -39,8 +39,8 @@ from tests.studio.runs import (
     until,
 )
 from tests.trainers.test_engine import trainer
-from trainers.checkpoint import checkpoint_folders
 from trainers.registry import build_config, load_config
+from trainers.run.checkpoint import checkpoint_folders
 
 
 def test_a_killed_wrapper_is_noticed_and_its_training_does_not_outlive_it(

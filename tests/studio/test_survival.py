@@ -8,7 +8,7 @@ import signal
 import psutil
 
 from pipelines.video import read_recipe
-from studio.workers import clip_path, is_alive
+from studio.clips.workers import clip_path, is_alive
 from tests.studio.conftest import App, tiny_recipe, wait_for
 
 

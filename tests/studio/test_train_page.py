@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from pipelines.registry import Registry
-from studio.html import field_id
+from pipelines.catalog.registry import Registry
+from studio.page.words import field_id
 from tests.studio.conftest import App, no_scroll_sideways
 
 RUN = "from-the-form"

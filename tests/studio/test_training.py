@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.registry import Registry
-from studio import run_view
-from studio.plan import advice, make_plan, read_plan, spread
-from studio.schemas import Checked, Methods
-from studio.supervisor import Supervisor
-from studio.train_html import plan as plan_table
-from studio.training import Training
+from pipelines.catalog.registry import Registry
+from studio.run_page import view
+from studio.runs.supervisor import Supervisor
+from studio.train.estimate import advice, make_plan, read_plan, spread
+from studio.train.html import plan as plan_table
+from studio.train.schemas import Checked, Methods
+from studio.train.training import Training
 from trainers.registry import build_config
 
 DMD = "presets/train/tiny_dmd4.yaml"
@@ -140,11 +140,11 @@ def write_metrics(folder: Path, num_steps: int) -> None:
 
 def test_a_curve_is_thinned_out_and_smoothed(tmp_path: Path) -> None:
     write_metrics(tmp_path, 5000)
-    assert run_view.figures(tmp_path) == ["student/loss", "step_sec"]
-    curve = run_view.curve(tmp_path, "student/loss")
+    assert view.figures(tmp_path) == ["student/loss", "step_sec"]
+    curve = view.curve(tmp_path, "student/loss")
     assert (curve.steps[0], curve.steps[-1]) == (1, 5000)
-    assert len(curve.steps) <= run_view.MAX_POINTS + 1
-    smooth = run_view.curve(tmp_path, "student/loss", smoothing=0.9)
+    assert len(curve.steps) <= view.MAX_POINTS + 1
+    smooth = view.curve(tmp_path, "student/loss", smoothing=0.9)
     assert smooth.values[1] > curve.values[1]
 
 
@@ -156,44 +156,44 @@ def test_a_look_at_a_log_of_200_mb_takes_less_than_200_ms(tmp_path: Path) -> Non
         file.write(b"\n" + line * 5000)
         file.write(b"a bar 1%\ra bar 100%\nneedle in the end\nhalf a li")
     began = time.perf_counter()
-    first = run_view.read_log(tmp_path, -1)
-    again = run_view.read_log(tmp_path, first["offset"])
+    first = view.read_log(tmp_path, -1)
+    again = view.read_log(tmp_path, first["offset"])
     assert time.perf_counter() - began < 0.2
     assert first["skipped"]
     assert first["text"].endswith("\na bar 100%\nneedle in the end\n")
     assert again == {"text": "", "offset": first["offset"], "skipped": False}
-    assert run_view.find_in_log(tmp_path, "needle") == ["needle in the end"]
-    assert len(run_view.find_in_log(tmp_path, "student/loss")) == run_view.MAX_FOUND
-    assert run_view.find_in_log(tmp_path, "") == []
+    assert view.find_in_log(tmp_path, "needle") == ["needle in the end"]
+    assert len(view.find_in_log(tmp_path, "student/loss")) == view.MAX_FOUND
+    assert view.find_in_log(tmp_path, "") == []
 
 
 def test_a_log_that_grew_is_followed_from_where_it_was(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
-    assert run_view.read_log(tmp_path, -1)["text"] == ""
+    assert view.read_log(tmp_path, -1)["text"] == ""
     log.write_text("one\ntwo")
-    first = run_view.read_log(tmp_path, -1)
+    first = view.read_log(tmp_path, -1)
     assert first["text"] == "one\n"
     log.write_text("one\ntwo\nthree\n")
-    assert run_view.read_log(tmp_path, first["offset"])["text"] == "two\nthree\n"
+    assert view.read_log(tmp_path, first["offset"])["text"] == "two\nthree\n"
     log.write_text("new\n")  # it was replaced by a shorter one
-    assert run_view.read_log(tmp_path, 14)["text"] == "new\n"
+    assert view.read_log(tmp_path, 14)["text"] == "new\n"
 
 
 def test_settings_that_differ_are_listed_by_their_dotted_names() -> None:
     here, there = whole(), whole(num_steps=5, validation=None)
-    assert run_view.difference(here, there) == [("num_steps", here["num_steps"], 5)]
+    assert view.difference(here, there) == [("num_steps", here["num_steps"], 5)]
 
 
 def test_samples_and_checkpoints_are_found_newest_first(tmp_path: Path) -> None:
     for name in ("teacher", "step_000002", "step_000010", "other"):
         (tmp_path / "samples" / name).mkdir(parents=True)
         (tmp_path / "samples" / name / "00-seed0.mp4").touch()
-    assert [row.step for row in run_view.samples(tmp_path)] == [None, 10, 2]
+    assert [row.step for row in view.samples(tmp_path)] == [None, 10, 2]
     for step in (2, 10):
         folder = tmp_path / "checkpoints" / f"step_{step:06d}"
         folder.mkdir(parents=True)
         (folder / "weights").write_bytes(b"x" * step)
     (tmp_path / "checkpoints" / "step_000012.partial").mkdir()
     (tmp_path / "best.json").write_text('{"step": 2, "score": 1}')
-    saved = [(each.step, each.num_bytes, each.best) for each in run_view.checkpoints(tmp_path)]
+    saved = [(each.step, each.num_bytes, each.best) for each in view.checkpoints(tmp_path)]
     assert saved == [(10, 10, False), (2, 2, True)]

@@ -10,17 +10,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from pipelines.__main__ import main
-from pipelines.files import Header
+from pipelines.catalog.registry import Registry
+from pipelines.files.disk import Header
 from pipelines.recipe import Adapter, Recipe, SamplerSpec
-from pipelines.registry import Registry
 from pipelines.video import read_recipe
-from studio.lora_hints import NO_HINT, lora_hint
-from studio.memory_hints import FIRST_HINT, FIT_HINT, MOVED_HINT, PLAIN_HINT, memory_hint
-from studio.metrics import estimate_sec, metric_lines
-from studio.panels import model_choices
-from studio.store import ClipInfo
-from studio.studio import Studio
-from studio.variants import (
+from studio.clips.store import ClipInfo
+from studio.compare.cost import estimate_sec, metric_lines
+from studio.compare.hints import FIRST_HINT, FIT_HINT, MOVED_HINT, PLAIN_HINT, memory_hint
+from studio.compare.panels import model_choices
+from studio.compare.variants import (
     Variant,
     alpha_sweep,
     cli_command,
@@ -32,6 +30,8 @@ from studio.variants import (
     parse_size,
     to_recipe,
 )
+from studio.lora_hints import NO_HINT, lora_hint
+from studio.studio import Studio
 
 PROMPT = """--seed=3 a "large" red circle's $HOME `path` moving right; on a \\ background"""
 

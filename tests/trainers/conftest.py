@@ -9,10 +9,10 @@ import torch
 
 from tests.pipelines.conftest import build_pipeline
 from tests.trainers.runs import trainer
-from trainers.config import TrainConfig
+from trainers.data.prepared import Sample, write_prepared
 from trainers.engine import Trainer
-from trainers.prepared import Sample, write_prepared
 from trainers.registry import algorithm_class, build_config
+from trainers.settings.run import TrainConfig
 
 TEXT_DIM = 16
 TEXT_LENGTH = 12

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainers.config import TrainConfig
-from trainers.distributed import World
 from trainers.engine import Trainer
-from trainers.models import load_models
+from trainers.networks.models import load_models
+from trainers.ranks.ranks import World
+from trainers.settings.run import TrainConfig
 
 ONE = World(0, 1, torch.device("cpu"))
 

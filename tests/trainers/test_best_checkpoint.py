@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.trainers.runs import read_jsonl, student_weights
-from trainers.checkpoint import best_checkpoint, checkpoint_folders
 from trainers.engine import Trainer
-from trainers.samples import Sample
+from trainers.run.checkpoint import best_checkpoint, checkpoint_folders
+from trainers.validation.samples import Sample
 
 EXPORTED = "export/transformer/diffusion_pytorch_model.safetensors"
 

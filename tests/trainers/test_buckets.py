@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainers.data import Prepared, build_data
-from trainers.data_settings import PreparedData
-from trainers.models import Codecs
-from trainers.order import BucketOrder
-from trainers.prepared import INDEX, VERSION, Sample, write_prepared
+from trainers.data.batches import Prepared, build_data
+from trainers.data.order import BucketOrder
+from trainers.data.prepared import INDEX, VERSION, Sample, write_prepared
+from trainers.networks.models import Codecs
 from trainers.registry import build_config
+from trainers.settings.data import PreparedData
 
 SMALL, LARGE = (16, 2, 4, 4), (16, 3, 4, 6)
 CPU = torch.device("cpu")

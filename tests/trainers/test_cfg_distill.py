@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.denoiser import Denoiser
-from pipelines.flow import velocity_from_denoised
 from pipelines.recipe import SamplerSpec
+from pipelines.sampling.denoiser import Denoiser
+from pipelines.sampling.flow import velocity_from_denoised
 from tests.trainers.toys import KnowsGaussian, Toy, rng, toy_batch
 from trainers.algorithms import cfg_distill
-from trainers.config import Guidance
-from trainers.models import load_models
-from trainers.roles import BuiltRole, build_roles
+from trainers.networks.build import BuiltRole, build_roles
+from trainers.networks.models import load_models
+from trainers.settings.run import Guidance
 
 
 class TwoPass(Toy):

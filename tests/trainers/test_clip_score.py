@@ -8,11 +8,11 @@ import open_clip
 import pytest
 import torch
 
-from trainers.clip_score import ClipScorer, prepare
 from trainers.registry import load_reward
-from trainers.reward import LatentScore
-from trainers.reward_settings import RewardChoice
 from trainers.rewards import aesthetic, hps
+from trainers.scoring.clip import ClipScorer, prepare
+from trainers.scoring.reward import LatentScore
+from trainers.settings.reward import RewardChoice
 
 CPU = torch.device("cpu")
 SMALL = {

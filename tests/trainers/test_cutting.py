@@ -8,8 +8,8 @@ import pytest
 
 from pipelines.video import write_video
 from tests.trainers.videos import turned, write_grey
-from trainers.cutting import Clip, cut_clips
-from trainers.prepare_settings import ClipShape
+from trainers.prepare.cut import Clip, cut_clips
+from trainers.settings.prepare import ClipShape
 
 
 def cut(

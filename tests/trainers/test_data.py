@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.data import Prepared, RenderedShapes
-from trainers.data_settings import PreparedData, ShapesData, Stage
-from trainers.order import stream_seed
-from trainers.prepared import INDEX, NEGATIVE
+from trainers.data.batches import Prepared, RenderedShapes
+from trainers.data.order import stream_seed
+from trainers.data.prepared import INDEX, NEGATIVE
+from trainers.settings.data import PreparedData, ShapesData, Stage
 from trainers.worlds.shapes import Caption
 
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from pipelines.loading import VideoCodec
+from pipelines.models.loading import VideoCodec
 from trainers.decode import decode_clip, decode_first_frame
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.flow import sigma_schedule, velocity_from_denoised
 from pipelines.recipe import SamplerSpec
-from pipelines.sampling import sample_euler, sample_unipc
+from pipelines.sampling.flow import sigma_schedule, velocity_from_denoised
+from pipelines.sampling.samplers import sample_euler, sample_unipc
 from tests.trainers.toys import KnowsLatents, Toy, rng, toy_batch
 from trainers.algorithm import Batch
 from trainers.algorithms import draft

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trainers import drift
+from trainers.validation import drift
 
 
 def grey(level: float, num_frames: int = 4) -> torch.Tensor:

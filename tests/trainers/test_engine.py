@@ -15,11 +15,11 @@ from torch import Tensor
 
 from tests.trainers.runs import read_jsonl, trainer
 from trainers.__main__ import main
-from trainers.checkpoint import checkpoint_folders
-from trainers.config import Ema, Trainable
 from trainers.engine import Trainer
-from trainers.optimizer import learning_rate
+from trainers.networks.optimizer import learning_rate
 from trainers.registry import algorithm_class, methods
+from trainers.run.checkpoint import checkpoint_folders
+from trainers.settings.run import Ema, Trainable
 from trainers.skips import MAX_IN_A_ROW
 
 EMA = {"student": {"learning_rate": 1e-3}, "ema": {"decay": 0.5}}

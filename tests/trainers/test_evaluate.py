@@ -10,24 +10,24 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipelines.denoiser import Denoiser
+from pipelines.catalog.overrides import Overrides
+from pipelines.catalog.registry import Registry
 from pipelines.generate import ModelCache, denoise
-from pipelines.overrides import Overrides
-from pipelines.registry import Registry
-from trainers.worlds.adherence import adherence
-from trainers.worlds.clips import cached_clips, sample_clips
-from trainers.worlds.evaluate import main
-from trainers.worlds.features import clip_features, frechet_distance
-from trainers.worlds.measure import (
+from pipelines.sampling.denoiser import Denoiser
+from trainers.evaluation.adherence import adherence
+from trainers.evaluation.clips import cached_clips, sample_clips
+from trainers.evaluation.command import main
+from trainers.evaluation.features import clip_features, frechet_distance
+from trainers.evaluation.measure import (
     diversity_ratios,
     measure,
     reference_features,
     rendered_clips,
 )
-from trainers.worlds.plot import write_curves
-from trainers.worlds.report import clip_recipes, student_rows
+from trainers.evaluation.plot import write_curves
+from trainers.evaluation.tables import clip_recipes, student_rows
+from trainers.worlds.checker import Observation
 from trainers.worlds.shapes import SLOTS, Caption
-from trainers.worlds.shapes_checker import Observation
 
 SMALL: Overrides = {"width": 32, "height": 32, "num_frames": 5}
 SHAPE = (9, 48, 48)

@@ -8,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pipelines.registry import Registry
+from pipelines.catalog.registry import Registry
 from trainers.__main__ import main
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.loading import load_video_codec
+from pipelines.models.loading import load_video_codec
 from tests.trainers.videos import problems
 from trainers.__main__ import main
-from trainers.prepared import PreparedFolder
+from trainers.data.prepared import PreparedFolder
 
 
 def row(caption: str, latents: torch.Tensor | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainers.test_engine import trainer
-from trainers.checkpoint import checkpoint_folders
+from trainers.run.checkpoint import checkpoint_folders
 
 MAX_FILE_BYTES = 10_000  # a checkpoint of the micro model has more
 

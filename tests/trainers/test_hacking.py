@@ -9,7 +9,7 @@ import pytest
 from tests.trainers.runs import read_jsonl, trainer
 from trainers.engine import Trainer
 from trainers.registry import build_config
-from trainers.samples import Sample
+from trainers.validation.samples import Sample
 
 LORA = {"student": {"learning_rate": 1e-2, "lora": {"rank": 2}}}
 

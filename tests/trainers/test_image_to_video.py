@@ -9,19 +9,19 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.denoiser import Denoiser
+from pipelines.catalog.registry import Registry
 from pipelines.generate import ModelCache
-from pipelines.registry import Registry
+from pipelines.sampling.denoiser import Denoiser
 from pipelines.video import read_recipe, read_video, write_video
 from tests.pipelines.test_image_condition import save_image_model
 from tests.trainers.runs import read_jsonl, trainer
 from tests.trainers.test_engine import GAN, LORA, own_roles
 from trainers.__main__ import main
-from trainers.costs import count_runs, stand_ins
-from trainers.data import build_data
-from trainers.estimate import _skeleton
-from trainers.models import Codecs, load_models
-from trainers.prepared import PreparedFolder, Sample, write_prepared
+from trainers.data.batches import build_data
+from trainers.data.prepared import PreparedFolder, Sample, write_prepared
+from trainers.estimate.costs import count_runs, stand_ins
+from trainers.estimate.estimate import _skeleton
+from trainers.networks.models import Codecs, load_models
 from trainers.registry import build_config, load_config, methods
 
 SHAPE = (16, 2, 4, 4)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainers import mirror
-from trainers.tracking import Tracker
+from trainers.run.log import Tracker
 
 Seen = list[tuple[int, dict[str, float]]]
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.denoiser import Denoiser
+from pipelines.catalog.registry import Registry
 from pipelines.generate import ModelCache
-from pipelines.registry import Registry
+from pipelines.sampling.denoiser import Denoiser
 from tests.trainers.runs import trainer
 
 LORA = {"student": {"learning_rate": 3e-2, "lora": {"rank": 2}}}

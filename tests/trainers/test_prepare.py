@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pipelines.loading import load_prompt_encoder, load_video_codec
+from pipelines.models.loading import load_prompt_encoder, load_video_codec
 from pipelines.video import read_video, write_video
 from tests.trainers.conftest import TEXT_LENGTH
 from tests.trainers.videos import problems, write_grey, write_shapes
-from trainers import prepared
 from trainers.__main__ import main
-from trainers.data import Prepared
-from trainers.data_settings import PreparedData
-from trainers.prepared import INDEX, PreparedFolder
+from trainers.data import prepared
+from trainers.data.batches import Prepared
+from trainers.data.prepared import INDEX, PreparedFolder
+from trainers.settings.data import PreparedData
 from trainers.worlds.shapes import training_captions
 
 TINY_WAN = Path("assets/tiny-wan")

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainers import prepared
-from trainers.data import Prepared
-from trainers.data_settings import PreparedData
-from trainers.prepared import INDEX, PreparedFolder, Sample
+from trainers.data import prepared
+from trainers.data.batches import Prepared
+from trainers.data.prepared import INDEX, PreparedFolder, Sample
+from trainers.settings.data import PreparedData
 
 SHAPE = (16, 2, 4, 4)
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.trainers.test_engine import SHARED, read_jsonl
 from trainers.__main__ import main
-from trainers.checkpoint import checkpoint_folders
+from trainers.run.checkpoint import checkpoint_folders
 
 
 def command(config_path: Path, run_dir: Path, *overrides: str, ranks: int = 1) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.flow import sigma_schedule, velocity_from_denoised
+from pipelines.sampling.flow import sigma_schedule, velocity_from_denoised
 from tests.trainers.runs import read_jsonl, trainer
 from tests.trainers.test_draft import Mean, spec
 from tests.trainers.toys import Toy, rng, toy_batch

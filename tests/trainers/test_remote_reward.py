@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from tests.trainers.runs import read_jsonl, student_weights, trainer
-from trainers.checkpoint import checkpoint_folders
 from trainers.registry import load_reward
-from trainers.reward import RewardError
-from trainers.reward_server import load_scorer, make_server
-from trainers.reward_settings import RewardChoice
+from trainers.run.checkpoint import checkpoint_folders
+from trainers.scoring.reward import RewardError
+from trainers.scoring.server import load_scorer, make_server
+from trainers.settings.reward import RewardChoice
 
 LORA = {"student": {"learning_rate": 1e-2, "lora": {"rank": 2}}, "group_size": 2}
 

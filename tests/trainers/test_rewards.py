@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tests.trainers.runs import ONE, trainer
 from trainers.registry import REWARDS, build_config, load_reward, reward_class, rewards
-from trainers.reward import LatentScore, NoSettings, Reward
-from trainers.reward_settings import RewardChoice
+from trainers.scoring.reward import LatentScore, NoSettings, Reward
+from trainers.settings.reward import RewardChoice
 from trainers.worlds.shapes import SLOTS, all_captions, render
 
 CPU = torch.device("cpu")
@@ -188,7 +188,7 @@ def tiny_clip() -> Any:
 
 
 def test_tiny_clip_prefers_the_caption_of_a_clip_to_one_with_a_slot_changed(tiny_clip) -> None:
-    from trainers.worlds.tiny_clip import one_slot_changed
+    from trainers.tiny.clip import one_slot_changed
 
     generator = np.random.default_rng(3)
     captions = [all_captions()[i] for i in generator.choice(864, 6, replace=False)]

@@ -10,11 +10,11 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.adapters import Lora as LoraWeights
+from pipelines.lora.apply import Lora as LoraWeights
 from tests.trainers.runs import trainer
 from trainers.algorithms import dmd2
-from trainers.models import Model, load_models
-from trainers.roles import BuiltRole, build_roles, follow
+from trainers.networks.build import BuiltRole, build_roles, follow
+from trainers.networks.models import Model, load_models
 
 RANK = {"lora": {"rank": 2, "alpha": 4}}
 SHARED = {"student": RANK, "critic": RANK, "ema": {"decay": 0.75}}

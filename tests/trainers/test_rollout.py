@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.flow import add_noise
 from pipelines.recipe import SamplerSpec
+from pipelines.sampling.flow import add_noise
 from tests.trainers.test_dmd2 import made, method
 from tests.trainers.toys import KnowsGaussian, Makes, rng, toy_batch
 from trainers.algorithm import Rng

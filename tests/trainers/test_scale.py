@@ -14,13 +14,13 @@ import yaml
 from torch import Tensor, nn
 
 from tests.trainers import two_ranks
-from trainers import compute
 from trainers.__main__ import main
-from trainers.config import Parallel, TrainConfig
-from trainers.distributed import World, join_world
 from trainers.engine import Trainer
-from trainers.models import load_models
+from trainers.networks import performance
+from trainers.networks.models import load_models
+from trainers.ranks.ranks import World, join_world
 from trainers.registry import build_config
+from trainers.settings.run import Parallel, TrainConfig
 
 ONE = World(0, 1, torch.device("cpu"))
 LORA = {"rank": 4, "alpha": 4}
@@ -161,7 +161,7 @@ def test_bf16_storage_of_the_frozen_base_changes_no_gradient(
     assert block.attn1.to_q.base_layer.weight.dtype == torch.bfloat16
     assert block.attn1.norm_q.weight.dtype == torch.float32
     assert block.attn1.to_q.lora_A["ema"].weight.dtype == torch.float32
-    monkeypatch.setattr(compute, "store_frozen_in_bf16", lambda *roles: None)
+    monkeypatch.setattr(performance, "store_frozen_in_bf16", lambda *roles: None)
     assert gradients(stored) == gradients(trainer(config, tmp_path))
 
 
@@ -173,7 +173,7 @@ def gradients(run: Trainer) -> dict[str, list[float]]:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
     found = {}
     for number, update in enumerate(run.algorithm.updates(0)):
-        with compute.autocast(run.config.precision, ONE):
+        with performance.autocast(run.config.precision, ONE):
             loss = update.loss(run.data.batch(0, 0, 1), run._rng(0, number))
         loss.value.backward()
         for name, parameter in run.roles[update.role].trained.items():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.video import read_video, write_video
+from trainers.worlds.checker import Observation, observe
 from trainers.worlds.shapes import (
     HELD_OUT,
     SLOTS,
@@ -16,7 +17,6 @@ from trainers.worlds.shapes import (
     render,
     training_captions,
 )
-from trainers.worlds.shapes_checker import Observation, observe
 
 RED = Caption.parse("a small red circle moving left on a black background")
 

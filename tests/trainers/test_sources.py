@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.trainers.videos import turned, write_grey
-from trainers.prepare_settings import ClipShape, PrepareSettings
-from trainers.probe import nearest_size, probe
-from trainers.sources import Item, kind_of, read_items
+from trainers.settings.prepare import ClipShape, PrepareSettings
+from trainers.sources.inspect import nearest_size, probe
+from trainers.sources.listing import Item, kind_of, read_items
 
 SHAPE = ClipShape(sizes=((32, 16),), num_frames=9, fps=8, clips_per_video=1)
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.catalog.registry import Registry
 from pipelines.generate import ModelCache
-from pipelines.loading import Components, load_components
-from pipelines.registry import Registry
-from trainers.worlds.measure import Verdict, evaluate_autoencoder, judge, summarise
+from pipelines.models.loading import Components, load_components
+from trainers.evaluation.measure import Verdict, evaluate_autoencoder, judge, summarise
+from trainers.tiny.wan import TEXT_LENGTH, build_tokenizer
 from trainers.worlds.shapes import SLOTS, Caption, all_captions
-from trainers.worlds.tiny_wan import TEXT_LENGTH, build_tokenizer
 
 FOLDER = Path("assets/tiny-wan")
 

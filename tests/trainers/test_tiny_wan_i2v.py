@@ -7,14 +7,14 @@ import torch
 from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
 from PIL import Image
 
-from pipelines.denoiser import Denoiser
+from pipelines.catalog.overrides import Overrides
+from pipelines.catalog.registry import Registry
 from pipelines.generate import ModelCache, sample_video
-from pipelines.image_condition import ImageCondition
-from pipelines.overrides import Overrides
-from pipelines.registry import Registry
-from trainers.worlds.first_frames import continuation_rows, with_first_frames
-from trainers.worlds.report import clip_recipes
-from trainers.worlds.tiny_wan import build_transformer, continue_images
+from pipelines.models.first_frame import ImageCondition
+from pipelines.sampling.denoiser import Denoiser
+from trainers.evaluation.first_frames import continuation_rows, with_first_frames
+from trainers.evaluation.tables import clip_recipes
+from trainers.tiny.wan import build_transformer, continue_images
 
 FOLDER = Path("assets/tiny-wan-i2v")
 STUDENTS = Path("assets/students")

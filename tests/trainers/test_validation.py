@@ -8,8 +8,8 @@ import torch
 
 from pipelines.video import read_recipe, read_video
 from tests.trainers.runs import read_jsonl, student_weights
-from trainers import drift
-from trainers.samples import Sample, summary
+from trainers.validation import drift
+from trainers.validation.samples import Sample, summary
 
 PROMPTS = ["a red circle moving left", "a blue square"]
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pipelines.flow import denoised_from_velocity, expand_sigma, velocity_from_denoised
+from pipelines.sampling.flow import denoised_from_velocity, expand_sigma, velocity_from_denoised
 from trainers.algorithm import Batch, Loss, Rng
 
 

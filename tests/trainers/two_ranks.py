@@ -11,12 +11,12 @@ import yaml
 from diffusers import WanTransformer3DModel
 from torch.distributed.tensor import DTensor
 
-from trainers.checkpoint import full_weights
-from trainers.config import TrainConfig
-from trainers.distributed import World, join_world, leave_world, share_context
 from trainers.engine import Trainer
-from trainers.models import load_models
+from trainers.networks.models import load_models
+from trainers.ranks.ranks import World, join_world, leave_world, share_context
 from trainers.registry import build_config
+from trainers.run.checkpoint import full_weights
+from trainers.settings.run import TrainConfig
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "sharded": {},

@@ -8,7 +8,7 @@ velocity form for flow matching:
     loss   = mean( sqrt( (v_S(noisy, prompt, g) - target)^2 + c^2 ) - c ),   c = 1e-3
 
 g is uniform in [min_scale, max_scale], one a sample; sigma is uniform, then shifted. The student
-gets g as an input (pipelines/guidance.py). It starts exactly as its teacher is without guidance,
+gets g as an input (pipelines/sampling/guidance_embedder.py). It starts exactly as its teacher is without guidance,
 because the last layer of its guidance embedder starts at zero; distill_wan2.1 starts elsewhere.
 Left out: the SNR weights of the paper, which velocity and the Huber loss replace; whole-number g
 shared by all ranks, which only makes the gradient noisier.
@@ -19,12 +19,12 @@ from collections.abc import Iterator
 import torch
 from pydantic import Field
 
-from pipelines.denoiser import guided_velocity
-from pipelines.flow import add_noise, shift_sigmas
 from pipelines.recipe import SamplerSpec
+from pipelines.sampling.denoiser import guided_velocity
+from pipelines.sampling.flow import add_noise, shift_sigmas
 from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
-from trainers.config import AlgorithmConfig, Ema, Frozen, Guidance, GuidedTrainable
 from trainers.losses import pseudo_huber
+from trainers.settings.run import AlgorithmConfig, Ema, Frozen, Guidance, GuidedTrainable
 
 
 class Config(AlgorithmConfig):

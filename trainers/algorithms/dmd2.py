@@ -28,11 +28,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipelines.denoiser import Denoiser, guided_velocity
-from pipelines.flow import add_noise, denoised_from_velocity, shift_sigmas
 from pipelines.recipe import SamplerSpec, Strict
+from pipelines.sampling.denoiser import Denoiser, guided_velocity
+from pipelines.sampling.flow import add_noise, denoised_from_velocity, shift_sigmas
 from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
-from trainers.config import AlgorithmConfig, Discriminator, Ema, Frozen, Trainable
 from trainers.losses import (
     column_scale,
     discriminator_loss,
@@ -42,6 +41,7 @@ from trainers.losses import (
     sample_scale,
 )
 from trainers.rollout import exit_step, from_data, simulate
+from trainers.settings.run import AlgorithmConfig, Discriminator, Ema, Frozen, Trainable
 
 FOUR_STEPS = SamplerSpec(
     name="lcm",

@@ -28,11 +28,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipelines.flow import add_noise, sigma_schedule
+from pipelines.sampling.flow import add_noise, sigma_schedule
 from trainers.algorithm import Batch, Loss, Rng, Update
-from trainers.config import Lora, Trainable
 from trainers.reward_method import RewardConfig, RewardMethod
 from trainers.rollout import sample_whole
+from trainers.settings.run import Lora, Trainable
 
 
 class Config(RewardConfig):

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 import torch
 from pydantic import Field
 
-from pipelines.flow import add_noise, shift_sigmas
+from pipelines.sampling.flow import add_noise, shift_sigmas
 from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
-from trainers.config import AlgorithmConfig, Ema, Trainable
+from trainers.settings.run import AlgorithmConfig, Ema, Trainable
 
 
 class Config(AlgorithmConfig):

@@ -31,11 +31,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.flow import sigma_schedule
+from pipelines.sampling.flow import sigma_schedule
 from trainers.advantages import group_advantages
 from trainers.algorithm import Batch, Loss, Rng, Update
-from trainers.config import Ema
 from trainers.reward_method import RewardConfig, RewardMethod
+from trainers.settings.run import Ema
 
 
 class Config(RewardConfig):

@@ -27,12 +27,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.flow import add_noise, expand_sigma, sigma_schedule
+from pipelines.sampling.flow import add_noise, expand_sigma, sigma_schedule
 from trainers.advantages import group_advantages
 from trainers.algorithm import Batch, Loss, Rng, Update
-from trainers.config import Ema
 from trainers.reward_method import RewardConfig, RewardMethod
 from trainers.rollout import sample_whole
+from trainers.settings.run import Ema
 
 
 class Config(RewardConfig):

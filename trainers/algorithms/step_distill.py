@@ -29,17 +29,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.denoiser import guided_velocity
-from pipelines.flow import (
+from pipelines.recipe import SamplerSpec
+from pipelines.sampling.denoiser import guided_velocity
+from pipelines.sampling.flow import (
     add_noise,
     denoised_from_velocity,
     expand_sigma,
     sigma_schedule,
 )
-from pipelines.recipe import SamplerSpec
 from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
-from trainers.config import AlgorithmConfig, Ema, Frozen, Guidance, Trainable
 from trainers.losses import euler_step, pseudo_huber
+from trainers.settings.run import AlgorithmConfig, Ema, Frozen, Guidance, Trainable
 
 
 class Config(AlgorithmConfig):

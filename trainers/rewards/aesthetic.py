@@ -16,9 +16,9 @@ from torch.nn import functional
 from transformers import CLIPVisionModelWithProjection
 
 from pipelines.recipe import Strict
-from trainers.clip_score import prepare
-from trainers.reward import Reward
-from trainers.weight_files import FOLDER, require_folder
+from trainers.scoring.clip import prepare
+from trainers.scoring.reward import Reward
+from trainers.scoring.weight_files import FOLDER, require_folder
 
 REPOSITORY, SIZE_GB = "openai/clip-vit-large-patch14", 1.7
 WIDTHS = (1024, 128, 64, 16, 1)

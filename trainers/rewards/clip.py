@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from pipelines.recipe import Strict
-from trainers.clip_score import ClipScorer
-from trainers.reward import Reward
-from trainers.weight_files import FOLDER, require_file
+from trainers.scoring.clip import ClipScorer
+from trainers.scoring.reward import Reward
+from trainers.scoring.weight_files import FOLDER, require_file
 
 
 class Config(Strict):

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from pipelines.recipe import Strict
-from trainers.drift import luminance
-from trainers.reward import Reward
+from trainers.scoring.reward import Reward
+from trainers.validation.drift import luminance
 
 
 class Config(Strict):

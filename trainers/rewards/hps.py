@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor
 
 from pipelines.recipe import Strict
-from trainers.clip_score import ClipScorer
-from trainers.reward import Reward
-from trainers.weight_files import FOLDER, require_file, require_md5
+from trainers.scoring.clip import ClipScorer
+from trainers.scoring.reward import Reward
+from trainers.scoring.weight_files import FOLDER, require_file, require_md5
 
 REPOSITORY, SIZE_GB = "xswu/HPSv2", 2
 FILES = {  # name and MD5, as published

@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pipelines.recipe import Strict
-from trainers.drift import motion
-from trainers.reward import Reward
+from trainers.scoring.reward import Reward
+from trainers.validation.drift import motion
 
 
 class Config(Strict):

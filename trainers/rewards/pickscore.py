@@ -15,9 +15,9 @@ from torch.nn import functional
 from transformers import AutoTokenizer, CLIPModel
 
 from pipelines.recipe import Strict
-from trainers.clip_score import prepare
-from trainers.reward import Reward
-from trainers.weight_files import FOLDER, require_folder
+from trainers.scoring.clip import prepare
+from trainers.scoring.reward import Reward
+from trainers.scoring.weight_files import FOLDER, require_folder
 
 REPOSITORY, SIZE_GB = "yuvalkirstain/PickScore_v1", 4
 TEXT_LENGTH = 77

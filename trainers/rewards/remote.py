@@ -1,6 +1,6 @@
 """A reward in an environment of its own, asked over HTTP: HPSv3, VideoAlign, anything at all.
 
-Their pins clash with current transformers. `trainers/reward_server.py` runs there, beside them:
+Their pins clash with current transformers. `trainers/scoring/server.py` runs there, beside them:
 
     python reward_server.py my_scorer.py --port 8500
 
@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipelines.recipe import Strict
-from trainers.reward import Reward, RewardError
+from trainers.scoring.reward import Reward, RewardError
 
 MAX_ANSWER_BYTES = 2**20
 

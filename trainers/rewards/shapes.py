@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from trainers.reward import NoSettings, Reward
+from trainers.scoring.reward import NoSettings, Reward
+from trainers.worlds.checker import observe
 from trainers.worlds.shapes import Caption
-from trainers.worlds.shapes_checker import observe
 
 
 class RewardModel(Reward[NoSettings]):

@@ -1,7 +1,7 @@
 """A small CLIP of the shapes world: the reward that this repository brings along.
 
 The same code path as HPS: an open_clip model, a differentiable resize, a cosine. It sees three
-frames of the clip as one picture, so that motion counts. `trainers.worlds.tiny_clip` trains it.
+frames of the clip as one picture, so that motion counts. `trainers.tiny.clip` trains it.
 """
 
 from pathlib import Path
@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from pipelines.recipe import Strict
-from trainers.clip_score import ClipScorer
 from trainers.contact_sheet import contact_sheet
-from trainers.reward import Reward
+from trainers.scoring.clip import ClipScorer
+from trainers.scoring.reward import Reward
 
 OWN = Path(__file__).resolve().parents[2] / "assets" / "tiny-clip"
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pipelines.recipe import Strict
 from trainers.registry import load_reward
-from trainers.reward import Reward
-from trainers.reward_settings import RewardChoice
+from trainers.scoring.reward import Reward
+from trainers.settings.reward import RewardChoice
 
 
 class Part(Strict):

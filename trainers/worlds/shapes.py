@@ -174,7 +174,7 @@ def _main() -> int:
     import sys
 
     from pipelines.video import read_video, write_video
-    from trainers.worlds.shapes_checker import observe
+    from trainers.worlds.checker import observe
 
     parser = argparse.ArgumentParser(
         prog="python -m trainers.worlds.shapes", description=__doc__.splitlines()[0]

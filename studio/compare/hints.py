@@ -1,0 +1,45 @@
+"""What the memory choice of Compare means, in a line or two below it."""
+
+from collections.abc import Sequence
+
+from pipelines.memory import EXPLAINED, parse_memory
+from studio.studio import NUM_RECENT_CLIPS, Studio
+
+PLAIN_HINT = "All on the device"
+MOVED_HINT = "Weights move between RAM and the device: the same videos"
+FIT_HINT = "The fastest that the free memory of the device allows"
+FIRST_HINT = f"{FIT_HINT}; after a first clip you read here what that was"
+
+
+def memory_choices(*others: str) -> list[tuple[str, str]]:
+    """Label and value: plain, fit, and what else a studio or a clip was made with."""
+    labels = {"plain": "Plain", "fit": "Fit to the device"}
+    labels |= {words: words for words in others if words not in labels}
+    return [(label, words) for words, label in labels.items()]
+
+
+def memory_hint(studio: Studio, memory: str, models: Sequence[str]) -> str:
+    """What the choice does; for fit, also what it chose for these models last time, and why."""
+    settings = parse_memory(memory)
+    if memory == "plain":
+        return PLAIN_HINT
+    if settings != "fit":
+        changes = settings.changes
+        return f"With the {changes}, which changes videos a little" if changes else MOVED_HINT
+    explained = _explanations(studio, models)
+    if not explained:
+        return FIRST_HINT
+    titles = {model: studio.registry.entry(model).preset.title for model in explained}
+    several = len(explained) > 1
+    told = [f"{titles[m]}: {text}" if several else text for m, text in explained.items()]
+    return " ".join([f"{FIT_HINT}. Last time:", *told])
+
+
+def _explanations(studio: Studio, models: Sequence[str]) -> dict[str, str]:
+    """By model, what its newest clip that was made with fit says of it."""
+    found: dict[str, str] = {}
+    for recipe, info in studio.store.recent_clips(NUM_RECENT_CLIPS):
+        told = [line for line in info.notes.splitlines() if line.startswith(EXPLAINED)]
+        if recipe.memory == "fit" and recipe.model in models and told:
+            found.setdefault(recipe.model, told[0].removeprefix(EXPLAINED))
+    return found

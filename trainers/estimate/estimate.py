@@ -1,0 +1,200 @@
+"""What a run will take, before it takes it: parameters, memory a rank, seconds a step.
+
+No weights are needed or loaded. The bytes of a rank, where n ranks split a copy of the weights:
+
+    weights      all stored tensors / n; if n > 1 also two gathered blocks, this one and the next
+    gradients    4 a parameter of the role that trains most / n
+    Adam         8 a trained parameter / n
+    activations  of one forward with a gradient: blocks x what a block keeps / context, or with
+                 checkpointing (blocks x its input + what one block keeps) / context
+
+Seconds are operations (blocks only) over operations a second. Embedders, the VAE, the text encoder
+and communication are not counted.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
+from torch import Tensor, nn
+
+from pipelines.catalog.registry import ModelEntry, Registry
+from pipelines.files.disk import read_json
+from pipelines.files.layouts import transformer_path
+from pipelines.formats.build import transformer_settings
+from pipelines.recipe import TEMPORAL_STRIDE
+from trainers.data.batches import SPATIAL_STRIDE
+from trainers.estimate.costs import (
+    NUM_STEPS_COUNTED,
+    BlockCost,
+    Runs,
+    block_cost,
+    count_runs,
+    measured_flops,
+    stand_ins,
+)
+from trainers.networks.build import BuiltRole, build_roles
+from trainers.networks.models import load_models, model_folder
+from trainers.networks.performance import store_frozen_in_bf16, transformers_of
+from trainers.registry import algorithm_class
+from trainers.settings.data import PromptData
+from trainers.settings.run import Ema, Frozen, TrainConfig
+
+H100_FLOPS = 0.4 * 989e12  # a second: 40 % of the bf16 peak in its data sheet, an assumption
+
+
+def estimate(config: TrainConfig[Any]) -> str:
+    """The estimate as text. ValueError where a model or its architecture is unknown."""
+    with torch.device("meta"):
+        models = load_models(config, _skeleton)
+    if algorithm_class(config.method).component == "vae":
+        roles = build_roles(config.algorithm, models)
+        return "\n".join([*_parameters(roles), "memory and time: for transformers only"])
+    runs = count_runs(config, stand_ins(models))
+    shape, batch_size = _largest_batch(config)
+    with torch.device("meta"):
+        roles = build_roles(config.algorithm, models)
+    for transformer, own in transformers_of(roles.values()):
+        if config.precision == "bf16":
+            store_frozen_in_bf16(transformer, own)
+    costs = {name: block_cost(roles[name], shape, batch_size, config.precision) for name in runs}
+    speed = measured_flops(config, cast(WanTransformer3DModel, roles["student"].network))
+    size = f"latents {'x'.join(map(str, shape))}, batch {batch_size}, {_num_ranks(config)} rank(s)"
+    return "\n".join(
+        [
+            *_parameters(roles),
+            f"memory a rank, {size}",
+            *_memory(config, roles, costs),
+            f"a micro-batch of a step, mean of the first {NUM_STEPS_COUNTED} steps",
+            *(
+                f"  {name:<14}{each.num_forwards:8.2f} forwards{each.num_backwards:8.2f} backwards"
+                for name, each in runs.items()
+            ),
+            *_seconds(_step_flops(config, roles, runs, costs), speed),
+        ]
+    )
+
+
+def _skeleton(entry: ModelEntry, component: str) -> ModelMixin:
+    """A network without its weights: by its config.json, else by the preset's architecture."""
+    if component == "vae":
+        return AutoencoderKLWan.from_config(read_json(model_folder(entry) / "vae" / "config.json"))
+    architecture = entry.preset.architecture
+    if entry.folder is not None or architecture is None:
+        path = entry.transformer or transformer_path(model_folder(entry))
+        architecture = transformer_settings(path)
+    return WanTransformer3DModel.from_config(architecture)
+
+
+def _largest_batch(config: TrainConfig[Any]) -> tuple[tuple[int, int, int], int]:
+    """Latents (F, H, W) and samples of the largest micro-batch.
+
+    Videos that are prepared are taken to have the model's own size.
+    """
+    own, data = Registry().entry(config.model).preset, config.data
+    assert data.source != "shapes"  # for the autoencoder
+    sizes = [(own.num_frames, own.height, own.width, data.batch_size)]
+    if isinstance(data, PromptData):
+        frames, height = data.num_frames or own.num_frames, data.height or own.height
+        sizes = [
+            (bucket.num_frames, bucket.height, bucket.width, bucket.batch_size or data.batch_size)
+            for bucket in data.buckets
+        ] or [(frames, height, data.width or own.width, data.batch_size)]
+    frames, height, width, batch_size = max(sizes, key=lambda s: s[0] * s[1] * s[2] * s[3])
+    latent_frames = (frames - 1) // TEMPORAL_STRIDE + 1
+    return (latent_frames, height // SPATIAL_STRIDE, width // SPATIAL_STRIDE), batch_size
+
+
+def _num_ranks(config: TrainConfig[Any]) -> int:
+    parallel = config.parallel
+    return (parallel.shard or 1) * parallel.replicate * parallel.context
+
+
+def _parameters(roles: Mapping[str, BuiltRole]) -> list[str]:
+    """A line a role, and one for each network that roles share, counted once."""
+    lines, shared = [], {}
+    for name, role in roles.items():
+        own, trained = _count(role.own_parameters.values()), _count(role.trained.values())
+        kind = "weights of its own"
+        if role.adapter is not None or isinstance(role.settings, Frozen):
+            shared[id(role.network)] = role.network
+            kind = "adapter on a shared network" if role.adapter else "a shared network as it is"
+        own = 0 if kind.startswith("a shared") else own
+        lines.append(f"  {name:<14}{own / 1e6:10.2f} M, {trained / 1e6:.2f} M trained: {kind}")
+    adapters = [f".{role.adapter}." for role in roles.values() if role.adapter is not None]
+    for network in shared.values():
+        base = [
+            parameter
+            for name, parameter in network.named_parameters()
+            if not any(adapter in name for adapter in adapters)
+        ]
+        lines.append(f"  {'(shared)':<14}{_count(base) / 1e6:10.2f} M frozen, held once")
+    return ["parameters", *lines]
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _num_bytes(network: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in network.parameters())
+
+
+def _memory(
+    config: TrainConfig[Any], roles: Mapping[str, BuiltRole], costs: Mapping[str, BlockCost]
+) -> list[str]:
+    """The formula of the module's docstring, in GB of 1e9 bytes."""
+    num_split = _num_ranks(config) // config.parallel.replicate
+    bodies = list({id(role.body): role for role in roles.values()}.values())
+    weights = sum(_num_bytes(role.body) for role in bodies) / num_split
+    if num_split > 1:
+        weights += 2 * max(_num_bytes(block) for role in bodies for block in role.blocks)
+    trained = [_count(role.trained.values()) for role in roles.values()]
+    averaged = [role for role in roles.values() if isinstance(role.settings, Ema)]
+    kept, checkpointed = [], []
+    for name, cost in costs.items():
+        if roles[name].trained:
+            num_blocks = len(list(roles[name].blocks))
+            kept.append(num_blocks * cost.kept_bytes)
+            checkpointed.append(num_blocks * cost.input_bytes + cost.kept_bytes)
+    gb = {
+        "weights": weights,
+        "(of these EMA)": sum(4 * _count(r.own_parameters.values()) for r in averaged) / num_split,
+        "gradients": 4 * max(trained) / num_split,
+        "Adam": 8 * sum(trained) / num_split,
+        "activations": max(kept) / config.parallel.context,
+        "checkpointed": max(checkpointed) / config.parallel.context,
+    }
+    chosen = "checkpointed" if config.activation_checkpointing else "activations"
+    total = sum(gb[name] for name in ("weights", "gradients", "Adam", chosen))
+    rows = [f"  {name:<14}{num_bytes / 1e9:10.3f} GB" for name, num_bytes in gb.items()]
+    return [*rows, f"  {'total':<14}{total / 1e9:10.3f} GB, {chosen}"]
+
+
+def _step_flops(
+    config: TrainConfig[Any],
+    roles: Mapping[str, BuiltRole],
+    runs: Mapping[str, Runs],
+    costs: Mapping[str, BlockCost],
+) -> float:
+    """Operations of one step on one rank."""
+    flops = 0.0
+    for name, cost in costs.items():
+        num_forwards, num_backwards = runs[name].num_forwards, runs[name].num_backwards
+        if config.activation_checkpointing:
+            num_forwards += num_backwards
+        once = num_forwards * cost.forward_flops + num_backwards * cost.backward_flops
+        flops += len(list(roles[name].blocks)) * once
+    return flops * config.accumulation_steps / config.parallel.context
+
+
+def _seconds(flops: float, measured: tuple[float, str]) -> list[str]:
+    speeds = {f"measured on {measured[1]}": measured[0], "assumed of an H100": H100_FLOPS}
+    return [
+        f"time a step: {flops / 1e12:.3f} TFLOP a rank",
+        *(
+            f"  {flops / speed:12.4g} s at {speed / 1e12:.3f} TFLOP/s, {where}"
+            for where, speed in speeds.items()
+        ),
+    ]

@@ -1,0 +1,197 @@
+"""From names in a configuration to networks in memory."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
+from torch import nn
+
+from pipelines.catalog.registry import ModelEntry, Registry
+from pipelines.files.layouts import image_encoder_path, transformer_path, vae_path
+from pipelines.formats.build import vae_settings
+from pipelines.lora.apply import Lora, stack_loras
+from pipelines.models.first_frame import ImageCondition, ImageConditioner
+from pipelines.models.loading import (
+    PromptEncoder,
+    VideoCodec,
+    load_image_encoder,
+    load_prompt_encoder,
+    load_transformer,
+    load_video_codec,
+)
+from pipelines.recipe import Adapter, Recipe
+from trainers.networks.shared_base import merge
+from trainers.registry import algorithm_class
+from trainers.settings.run import Frozen, Trainable, TrainConfig
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as its name means it: the network, and the LoRA that makes a student of it."""
+
+    network: ModelMixin
+    lora: Lora | None = None
+
+
+LoadNetwork = Callable[[ModelEntry, str], ModelMixin]
+
+
+class NamesModel(Protocol):
+    """Settings that say which model they are about, by name or folder."""
+
+    @property
+    def model(self) -> str: ...
+
+
+class Codecs:
+    """The prompt encoder, the VAE and, for images, CLIP of the run's model.
+
+    Each is loaded when it is first needed, and then shared: Wan's text encoder takes 11 GB.
+    """
+
+    def __init__(self, config: NamesModel, device: torch.device | str):
+        self.entry = Registry().entry(config.model)
+        self.folder, self.device = model_folder(self.entry), str(device)
+
+    @cached_property
+    def prompts(self) -> PromptEncoder:
+        """Prompts -> embeddings."""
+        return load_prompt_encoder(self.folder, self.entry.preset.text_length, self.device)
+
+    @cached_property
+    def video(self) -> VideoCodec:
+        """Video <-> latents."""
+        return load_video_codec(self.folder, self.device)
+
+    @cached_property
+    def images(self) -> ImageConditioner:
+        """First frames -> what the model reads of them. ValueError where it continues none."""
+        preset = self.entry.preset
+        if preset.image_preprocessing is None:
+            raise ValueError(f"model: {preset.name} makes videos from the prompt alone, not images")
+        has_encoder = image_encoder_path(self.folder).exists()
+        encoder = load_image_encoder(self.folder, self.device) if has_encoder else None
+        return ImageConditioner(self.video, encoder, preset.image_preprocessing)
+
+    def condition(self, recipe: Recipe) -> ImageCondition | None:
+        """Of the recipe's image, where it has one."""
+        if recipe.image is None:
+            return None
+        size = (recipe.width, recipe.height, recipe.num_frames)
+        return self.images.condition(Path(recipe.image.path), *size)
+
+    @property
+    def num_latent_channels(self) -> int:
+        """Channels of the latents, known without loading the VAE."""
+        return int(vae_settings(vae_path(self.folder))["z_dim"])
+
+
+def load_models(config: TrainConfig[Any], load: LoadNetwork | None = None) -> dict[str, Model]:
+    """The run's own model under "", and every other one that a role names; all in fp32.
+
+    A student on the run's own base shares its network. `load` makes a network from an entry and the
+    name of a component; by default from its weights. ValueError where a model is not here.
+    """
+    load = load or _load
+    registry = Registry()
+    own = registry.entry(config.model)
+    component = algorithm_class(config.method).component
+    network = load(own, component)
+    adapters = [*(Adapter(path=str(path)) for path in own.adapters), *config.adapters]
+    if config.algorithm.on_top:
+        _require_one_name(config)
+        models = {"": _merged(_model(network, adapters))}
+    else:
+        _require_standing_on_base(config, own)
+        models = {"": _model(network, adapters)}
+    for name in _named_by_roles(config):
+        entry = registry.entry(name)
+        loras = [Adapter(path=str(path)) for path in entry.adapters]
+        shared = entry.networks == own.networks and not (config.algorithm.on_top and own.adapters)
+        models[name] = _model(network if shared else load(entry, component), loras)
+    return models
+
+
+def _merged(model: Model) -> Model:
+    """A student as a base: its LoRA becomes a part of the weights."""
+    if model.lora is not None:
+        merge(model.network, model.lora)
+    return Model(model.network)
+
+
+def _model(network: ModelMixin, adapters: Sequence[Adapter]) -> Model:
+    """A network with its LoRAs as one; ValueError where they were made for another model."""
+    if not adapters:
+        return Model(network)
+    lora = stack_loras(adapters)
+    paths = ", ".join(adapter.path for adapter in adapters)
+    if lora.deltas:
+        raise ValueError(
+            f"adapters: {paths} changes {len(lora.deltas)} parameters in full, such as "
+            f"{min(lora.deltas)}, which a run cannot start from; write a model with it by "
+            "`python -m pipelines lora merge` and name that"
+        )
+    shapes = {
+        name: (module.out_features, module.in_features)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+    for layer, down in lora.down.items():
+        if shapes.get(layer) != (lora.up[layer].shape[0], down.shape[1]):
+            raise ValueError(
+                f"adapters: {paths} does not fit the model at {layer}; use a LoRA made for it"
+            )
+    return Model(network, lora)
+
+
+def _require_one_name(config: TrainConfig[Any]) -> None:
+    """ValueError where what the exported LoRA stands on would not be a model by name."""
+    if config.adapters:
+        raise ValueError(
+            f"adapters: {config.method} trains a LoRA on top of a model, which the export names; "
+            "make a student of model and adapters first"
+        )
+
+
+def _require_standing_on_base(config: TrainConfig[Any], own: ModelEntry) -> None:
+    """ValueError where the run would export a LoRA on weights that are not a base model's."""
+    student = config.algorithm.roles()["student"]
+    base = own if own.base is None else Registry().entry(own.base)
+    lora = isinstance(student, Trainable) and student.lora is not None
+    if lora and own.transformer != base.transformer:
+        raise ValueError(
+            f"algorithm.student.lora: {config.model} has a transformer of its own, and a LoRA can "
+            "only be exported for a base model; leave lora out"
+        )
+
+
+def model_folder(entry: ModelEntry) -> Path:
+    """Where a model is; ValueError says what is missing."""
+    if entry.folder is None:
+        raise ValueError(f"model: {entry.missing}")
+    return entry.folder
+
+
+def _named_by_roles(config: TrainConfig[Any]) -> list[str]:
+    names = []
+    for role in config.algorithm.roles().values():
+        if isinstance(role, Frozen) and role.model:
+            names.append(role.model)
+        if isinstance(role, Trainable) and role.start_from:
+            names.append(role.start_from)
+    return names
+
+
+def _load(entry: ModelEntry, component: str) -> ModelMixin:
+    """One component in fp32, from the folder that has it."""
+    base = model_folder(entry)
+    if component == "vae":
+        vae: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(base, subfolder="vae")
+        return vae.float()
+    path = entry.transformer or transformer_path(base)
+    transformer: WanTransformer3DModel = load_transformer(path, torch.float32, "cpu")
+    return transformer

@@ -1,0 +1,82 @@
+"""What a run trains on, as settings: a part of `trainers.settings.run`, which imports no torch."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from pipelines.recipe import TEMPORAL_STRIDE, Strict
+
+
+def _frames(num_frames: int) -> int:
+    if num_frames % TEMPORAL_STRIDE != 1:
+        nearest = max(round((num_frames - 1) / TEMPORAL_STRIDE), 0) * TEMPORAL_STRIDE + 1
+        raise ValueError(f"is {num_frames} but must be 4n+1; try {nearest}")
+    return num_frames
+
+
+Side = Annotated[int, Field(ge=16, multiple_of=16)]  # pixels
+NumFrames = Annotated[int, Field(ge=1), AfterValidator(_frames)]
+
+
+class PreparedData(Strict):
+    """Latents and prompt embeddings on disk, as `python -m trainers prepare` writes them."""
+
+    source: Literal["prepared"] = "prepared"
+    folder: Path
+    batch_size: int = Field(1, ge=1, description="Samples a rank and micro-batch.")
+
+
+class Bucket(Strict):
+    """One size of video among several that a run trains on."""
+
+    width: Side
+    height: Side
+    num_frames: NumFrames = Field(description="4n+1")
+    batch_size: int | None = Field(None, ge=1, description="Empty: the data's.")
+
+
+class PromptData(Strict):
+    """Prompts only, or with first frames: data-free distillation makes its own latents."""
+
+    source: Literal["prompts"] = "prompts"
+    file: Path = Field(
+        description="One prompt a line; lines that start with # are skipped. For models that "
+        'continue images a .jsonl with {"prompt": ..., "image": ...} a line.'
+    )
+    batch_size: int = Field(1, ge=1, description="Prompts a rank and micro-batch.")
+    width: Side | None = Field(None, description="Empty: the model's own.")
+    height: Side | None = Field(None, description="Empty: the model's own.")
+    num_frames: NumFrames | None = Field(None, description="4n+1; empty: the model's own.")
+    buckets: tuple[Bucket, ...] = Field(
+        (), description="Several sizes instead of one, by turns: every step has one of them."
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_say_the_size(self) -> Self:
+        for name in ("width", "height", "num_frames") if self.buckets else ():
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is not read beside buckets; put it into each of them")
+        return self
+
+
+class Stage(Strict):
+    """One stretch of a curriculum over rendered clips."""
+
+    until_step: int = Field(gt=0)
+    num_frames: int = Field(1, ge=1)
+    crop: int = Field(
+        64, ge=16, description="Side of the square cut out around the shape, in pixels."
+    )
+    batch_size: int = Field(16, ge=1, description="Clips a rank and micro-batch.")
+
+
+class ShapesData(Strict):
+    """Clips of the shapes world, rendered when they are needed."""
+
+    source: Literal["shapes"] = "shapes"
+    size: int = Field(64, ge=32, multiple_of=16, description="Side of the rendered frame.")
+    num_frames: int = Field(17, ge=1, description="Frames of the rendered clip.")
+    stages: tuple[Stage, ...] = Field(
+        min_length=1, description="Short crops first, whole clips last."
+    )
