@@ -27,7 +27,8 @@ from pipelines.commands.import_lightx2v import add_lightx2v_command
 from pipelines.commands.lora import add_lora_commands, parse_adapter
 from pipelines.files.layouts import Layout
 from pipelines.files.preview_decoder import check_preview_decoder
-from pipelines.recipe import SamplerName, explain
+from pipelines.recipe import SamplerName
+from pipelines.strict import explain
 from pipelines.video import read_recipe
 
 if TYPE_CHECKING:

@@ -3,7 +3,9 @@
 The studio, the command line and the trainers' samples all come through here.
 """
 
+import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +14,14 @@ from torch import Tensor
 
 from pipelines.catalog.entries import image_problem
 from pipelines.catalog.registry import Registry
-from pipelines.clock import Clock
 from pipelines.files.disk import atomic_path
 from pipelines.model_cache import Inputs, ModelCache, seeded_noise
-from pipelines.models.first_frame import ImageCondition
-from pipelines.models.loading import PromptEncoder, VideoCodec
+from pipelines.models.codecs import PromptEncoder, VideoCodec
 from pipelines.models.preview import PreviewDecoder, has_wan_latents, require_wan_latents
 from pipelines.recipe import Recipe
-from pipelines.sampling.denoiser import Denoiser, DenoiserCall, check_guidance, conditioned, guide
+from pipelines.sampling.denoiser import Denoiser, DenoiserCall, conditioned
+from pipelines.sampling.first_frame import ImageCondition
+from pipelines.sampling.guidance import check_guidance, guide
 from pipelines.sampling.samplers import sample
 from pipelines.video import write_poster, write_video
 
@@ -55,6 +57,35 @@ class Clip:
     total_sec: float
     num_forwards: int
     notes: tuple[str, ...] = ()
+
+
+class Clock:
+    """Seconds since the start, and since the last lap."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+
+    def elapsed(self) -> float:
+        """On CUDA waits for the work that is queued, so that it is counted where it belongs."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        return time.perf_counter() - self.last
+
+    def total(self) -> float:
+        return time.perf_counter() - self.start
+
+    def lap(self) -> float:
+        seconds, self.last = self.elapsed(), time.perf_counter()
+        return seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is not counted."""
+        began = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - began
+        self.start += seconds
+        self.last += seconds
 
 
 def generate(

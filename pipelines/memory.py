@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
-from pipelines.recipe import Strict, explain
+from pipelines.strict import Strict, explain
 
 Attention = Literal["native", "_native_cudnn", "flex", "flash", "_flash_3", "sage", "xformers"]
 PACKAGES: dict[str, str] = {  # what each needs beside torch; the names are diffusers'

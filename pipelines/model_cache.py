@@ -2,8 +2,10 @@
 
 import gc
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import psutil
 import torch
@@ -14,11 +16,12 @@ from pipelines.files.disk import joint_fingerprint
 from pipelines.files.layouts import weight_bytes
 from pipelines.lora.apply import apply_adapters
 from pipelines.memory import PLAIN, parse_memory
-from pipelines.models.first_frame import ImageCondition, ImageConditioner
-from pipelines.models.loading import Components, VideoCodec, best_dtype, load_components
+from pipelines.models.codecs import VideoCodec
+from pipelines.models.first_frame import ImageConditioner
+from pipelines.models.loading import Components, best_dtype, load_components
 from pipelines.models.placement import Placement, require_no_adapters
-from pipelines.recent import Recent
 from pipelines.recipe import Adapter, Recipe
+from pipelines.sampling.first_frame import ImageCondition
 from pipelines.sampling.samplers import draw_noise
 
 MAX_PROMPTS = 64  # kept encoded; 4 MB each for Wan2.1
@@ -157,3 +160,23 @@ def seeded_noise(recipe: Recipe, codec: VideoCodec) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(recipe.seed)
     noise = draw_noise((1, codec.num_latent_channels, *recipe.latent_shape), generator)
     return noise, generator.get_state()
+
+
+Value = TypeVar("Value")
+
+
+class Recent(Generic[Value]):
+    """The values used last, at most `max_size` of them."""
+
+    def __init__(self, max_size: int):
+        self.max_size = max_size
+        self.values: OrderedDict[object, Value] = OrderedDict()
+
+    def get(self, key: object, make: Callable[[], Value]) -> Value:
+        """The value of `key`, made if it is not there."""
+        if key not in self.values:
+            self.values[key] = make()
+        self.values.move_to_end(key)
+        if len(self.values) > self.max_size:
+            self.values.popitem(last=False)
+        return self.values[key]

@@ -9,32 +9,14 @@ import hashlib
 import json
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
+
+from pipelines.geometry import SPATIAL_MULTIPLE, TEMPORAL_STRIDE
+from pipelines.strict import Strict
 
 SamplerName = Literal["unipc", "euler", "lcm"]
 GuidanceMode = Literal["two_pass", "embedded", "off"]
 ImagePreprocessing = Literal["diffusers", "native"]
-
-SPATIAL_MULTIPLE = 16  # VAE stride 8 times transformer patch 2
-TEMPORAL_STRIDE = 4
-
-
-class Strict(BaseModel):
-    """A frozen model in which an unknown key is an error that names the key."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def explain(error: ValidationError) -> str:
-    """The first problem in one sentence that names the field."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "is not a known setting; check the spelling"
-    elif first["type"] not in ("value_error", "missing"):
-        message += f", not {first['input']!r}"
-    return f"{field}: {message}" if field else message
 
 
 class SamplerSpec(Strict):

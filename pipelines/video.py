@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from pydantic import ValidationError
 
 from pipelines.files.disk import atomic_path
-from pipelines.recipe import Recipe, explain
+from pipelines.recipe import Recipe
+from pipelines.strict import explain
 
 if TYPE_CHECKING:
     from moviepy import VideoClip

@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
+from studio.compare.html import escape
 from studio.compare.variants import Variant
-from studio.page.words import escape
 from studio.studio import Studio, sentence
 
 

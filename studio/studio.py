@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.catalog.registry import Registry
-from pipelines.recipe import Recipe, explain
+from pipelines.recipe import Recipe
+from pipelines.strict import explain
 from pipelines.video import read_recipe, write_grid
 from studio.clips.live_preview import preview_name
 from studio.clips.store import Cell, ClipInfo, Comparison, Job, Store

@@ -26,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[:1] == ["prepare"]:
         return command.main(words[1:])
     if words[:1] == ["show-data"]:
-        from trainers import previews  # imports torch
+        from trainers.prepare import show  # imports torch
 
-        return previews.main(words[1:])
+        return show.main(words[1:])
     parser = argparse.ArgumentParser(prog="python -m trainers", description=__doc__)
     parser.add_argument("config", type=Path, help="a file in presets/train/")
     parser.add_argument("overrides", nargs="*", metavar="key=value")

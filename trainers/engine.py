@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from trainers.algorithm import Loss, Rng, Update
 from trainers.data.batches import build_data
 from trainers.data.order import stream_seed
-from trainers.networks.build import build_roles, follow
+from trainers.networks.build import build_roles
 from trainers.networks.models import Codecs, Model
 from trainers.networks.optimizer import adamw, learning_rate
 from trainers.networks.performance import autocast, tune_compute
-from trainers.norms import lora_norms
+from trainers.networks.role import follow, lora_norms
 from trainers.ranks.ranks import World, any_rank, barrier, mean_over_ranks, shard, whole
-from trainers.registry import algorithm_class
+from trainers.registry import algorithm_class, load_reward
 from trainers.run.checkpoint import (
     best_checkpoint,
     checkpoint_folders,
@@ -38,11 +38,10 @@ from trainers.run.checkpoint import (
     save_checkpoint,
 )
 from trainers.run.export import export_role
-from trainers.run.log import Tracker, refuse_other_run
-from trainers.scoring import TRAINED, rewards_of
-from trainers.scoring.reward import RewardError
-from trainers.settings.run import Ema, Trainable, TrainConfig
-from trainers.skips import SkippedSteps
+from trainers.run.log import SkippedSteps, Tracker, refuse_other_run
+from trainers.scoring.reward import HELD_OUT, TRAINED, LatentScore, RewardError
+from trainers.settings.roles import Ema, Trainable
+from trainers.settings.run import TrainConfig
 from trainers.validation.samples import Sampler
 from trainers.validation.validator import Validator
 
@@ -298,3 +297,14 @@ class Trainer:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+
+
+def rewards_of(config: TrainConfig[Any], codecs: Codecs, world: World) -> dict[str, LatentScore]:
+    """The run's rewards by name: the one it trains on, and the one it never does."""
+    held_out = config.validation.held_out if config.validation else None
+    choices = {TRAINED: config.reward, HELD_OUT: held_out}
+    return {
+        name: LatentScore(load_reward(choice, world.device), choice, codecs.video.vae, world)
+        for name, choice in choices.items()
+        if choice is not None
+    }

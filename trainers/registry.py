@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
-from pipelines.recipe import explain
+from pipelines.strict import explain
 from trainers.settings.run import TrainConfig, merge
 
 if TYPE_CHECKING:

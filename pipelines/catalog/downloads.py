@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from pipelines.catalog.entries import ModelPreset
 from pipelines.catalog.registry import ROOT, Registry
 from pipelines.files.disk import atomic_path
-from pipelines.recipe import Strict
+from pipelines.strict import Strict
 
 FOLDER = ".downloads"  # hidden, so that no half of a model is taken for one
 StateName = Literal["running", "finished", "stopped", "failed"]

@@ -12,9 +12,11 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from pipelines.files.disk import Header, read_json
+from pipelines.files.disk import read_json
 from pipelines.files.layouts import own_image_preprocessing, what_is_missing
-from pipelines.recipe import ImagePreprocessing, Recipe, SamplerSpec, Strict, explain
+from pipelines.files.tensors import Header
+from pipelines.recipe import ImagePreprocessing, Recipe, SamplerSpec
+from pipelines.strict import Strict, explain
 
 # The constant of Wan2.1's own configuration for every text-to-video model (`sample_neg_prompt`).
 WAN_NEGATIVE_PROMPT = (

@@ -29,7 +29,8 @@ from pipelines.files.disk import fingerprint, joint_fingerprint
 from pipelines.files.layouts import is_model_folder, what_is_missing
 from pipelines.files.lora_outline import is_lora_file
 from pipelines.memory import memory_words, parse_memory
-from pipelines.recipe import Adapter, FirstFrame, Recipe, explain
+from pipelines.recipe import Adapter, FirstFrame, Recipe
+from pipelines.strict import explain
 
 __all__ = [
     "CheckpointSpec",

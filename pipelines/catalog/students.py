@@ -11,9 +11,11 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from pipelines.catalog.entries import CheckpointSpec, ModelEntry, ModelPreset, folder_entry
-from pipelines.files.disk import Header, read_json, weight_files
+from pipelines.files.diffusers_layout import weight_files
+from pipelines.files.disk import read_json
 from pipelines.files.layouts import is_model_folder
-from pipelines.recipe import explain
+from pipelines.files.tensors import Header
+from pipelines.strict import explain
 
 SPEC_FILE = "sampler.json"
 LORA_FILE = "lora.safetensors"

@@ -45,7 +45,8 @@ from pipelines.files.wan_layout import (
 )
 from pipelines.files.weight_configs import Config, transformer_config
 from pipelines.files.weight_names import has_guidance
-from pipelines.recipe import SamplerSpec, explain
+from pipelines.recipe import SamplerSpec
+from pipelines.strict import explain
 
 SHARED = ("text_dim", "out_channels")  # what a VAE and a text encoder ask of a transformer
 SIZE = (

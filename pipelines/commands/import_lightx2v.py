@@ -19,7 +19,8 @@ from pipelines.catalog.entries import ModelPreset
 from pipelines.catalog.registry import Registry
 from pipelines.catalog.students import LORA_FILE, SPEC_FILE, TRANSFORMER, StudentSpec
 from pipelines.files.disk import atomic_path, read_json
-from pipelines.recipe import Adapter, SamplerSpec, explain
+from pipelines.recipe import Adapter, SamplerSpec
+from pipelines.strict import explain
 
 NUM_LEVELS = 1000
 # Two networks, one for high noise and one for low: Wan2.2.

@@ -16,7 +16,8 @@ from pipelines.lora.file import read_shapes
 from pipelines.lora.merge import load_merged
 from pipelines.models.loading import best_dtype, load_prompt_encoder, load_video_codec
 from pipelines.recipe import Adapter, Recipe
-from pipelines.sampling.denoiser import Denoiser, check_guidance
+from pipelines.sampling.denoiser import Denoiser
+from pipelines.sampling.guidance import check_guidance
 
 
 def largest_difference(

@@ -6,13 +6,13 @@ This module imports no torch, so that the web process can use it.
 from pathlib import Path
 from typing import Literal
 
-from pipelines.files.disk import (
+from pipelines.files.diffusers_layout import (
     IMAGE_PIPELINE,
     diffusers_problem,
     is_diffusers_folder,
     pipeline_class,
-    read_json,
 )
+from pipelines.files.disk import read_json
 from pipelines.files.wan_layout import (
     IMAGE_ENCODER_FILE,
     TEXT_ENCODER_FILE,

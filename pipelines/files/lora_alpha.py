@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.files.disk import Header, read_json
+from pipelines.files.disk import read_json
 from pipelines.files.lora_names import recognise
 from pipelines.files.lora_outline import adapter_file, lora_shapes
+from pipelines.files.tensors import Header
 
 NUMBERS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i"}  # BF16 has none
 

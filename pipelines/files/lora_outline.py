@@ -11,10 +11,10 @@ from math import prod
 from pathlib import Path
 
 from pipelines.catalog.entries import ModelEntry
-from pipelines.files.disk import Header, weight_files
+from pipelines.files.diffusers_layout import weight_files
 from pipelines.files.layouts import is_diffusers_part, transformer_path
 from pipelines.files.lora_names import DELTAS, recognise
-from pipelines.files.tensors import tensor_shapes
+from pipelines.files.tensors import Header, tensor_shapes
 from pipelines.files.wan_layout import WEIGHTS, transformer_files
 from pipelines.files.weight_names import diffusers_names
 

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from pipelines.files.disk import Header
+from safetensors import SafetensorError, safe_open
 
 MAX_PICKLE_BYTES = 16 * 2**20  # names and shapes of a 14B transformer take 0.2 MB
 
@@ -80,3 +80,20 @@ def pickle_shapes(file: Path) -> dict[str, tuple[int, ...]]:
             f"weights {file} do not hold tensors by name; ask for the file as .safetensors"
         )
     return {name: tuple(shape) for name, shape in content.items()}
+
+
+class Header:
+    """What a safetensors file says about itself: `shapes` by tensor name, and `metadata`."""
+
+    def __init__(self, path: Path):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                self.metadata: dict[str, str] = file.metadata() or {}
+                self.shapes = {
+                    name: tuple(file.get_slice(name).get_shape())
+                    for name in file.keys()  # noqa: SIM118
+                }
+        except SafetensorError as error:
+            raise ValueError(
+                f"weights {path} are damaged ({error}); copy or download the file again"
+            ) from error

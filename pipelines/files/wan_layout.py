@@ -16,7 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.files.disk import Header, read_json
+from pipelines.files.disk import read_json
+from pipelines.files.tensors import Header
 from pipelines.files.weight_names import architecture, diffusers_names
 
 TRANSFORMER_FILE = "diffusion_pytorch_model"

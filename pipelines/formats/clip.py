@@ -13,7 +13,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pipelines.files.weight_configs import image_encoder_config
 from pipelines.files.weight_names import NameTable
-from pipelines.formats.build import Part, build_network
+from pipelines.formats.build import build_network
+from pipelines.formats.parts import Part
 from pipelines.formats.weights import Weight, open_weights
 
 UNREAD = ("textual.", "log_scale", "visual.head")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pipelines.catalog.entries import CheckpointSpec, ModelEntry
 from pipelines.catalog.students import StudentSpec
-from pipelines.files.disk import atomic_folder, read_json, weight_files
+from pipelines.files.diffusers_layout import weight_files
+from pipelines.files.disk import atomic_folder, read_json
 from pipelines.files.layouts import (
     Layout,
     image_encoder_path,
@@ -20,8 +21,8 @@ from pipelines.files.layouts import (
     transformer_path,
     vae_path,
 )
-from pipelines.formats.build import Part, open_text_encoder, open_transformer, open_vae
 from pipelines.formats.clip import open_image_encoder
+from pipelines.formats.parts import Part, open_text_encoder, open_transformer, open_vae
 from pipelines.formats.weights import open_weights
 from pipelines.formats.writers import (
     Companions,

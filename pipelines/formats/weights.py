@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pipelines.files.disk import Header
+from pipelines.files.tensors import Header
 
 DTYPES = {
     "F64": torch.float64,

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from pipelines.catalog.entries import CheckpointSpec
-from pipelines.files.disk import IMAGE_PIPELINE
+from pipelines.files.diffusers_layout import IMAGE_PIPELINE
 from pipelines.files.wan_layout import (
     IMAGE_ENCODER_FILE,
     TEXT_ENCODER_FILE,
@@ -40,8 +40,8 @@ from pipelines.files.weight_configs import (
     vae_config,
 )
 from pipelines.files.weight_names import TEXT_ENCODER, TRANSFORMER, NameTable, vae_size, vae_table
-from pipelines.formats.build import Part
 from pipelines.formats.clip import OLD_PREFIX, native_image_encoder
+from pipelines.formats.parts import Part
 from pipelines.formats.weights import Weight, save_safetensors
 
 SHARD_BYTES = 5 * 10**9

@@ -20,10 +20,11 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines.files.disk import Header, atomic_path
+from pipelines.files.disk import atomic_path
 from pipelines.files.lora_alpha import stated_settings
 from pipelines.files.lora_names import DELTAS, Part, recognise
 from pipelines.files.lora_outline import adapter_file, lora_shapes
+from pipelines.files.tensors import Header
 from pipelines.files.weight_names import TRANSFORMER
 from pipelines.recipe import Adapter, SamplerSpec
 from pipelines.sampling.guidance_embedder import is_guidance_weight, portable_name

@@ -21,8 +21,8 @@ from pipelines.catalog.overrides import own_sampler
 from pipelines.files.disk import atomic_folder, fingerprint
 from pipelines.files.layouts import transformer_path
 from pipelines.files.lora_outline import Shapes
-from pipelines.formats.build import Part
 from pipelines.formats.convert import open_model
+from pipelines.formats.parts import Part
 from pipelines.formats.weights import Weight
 from pipelines.formats.writers import write_diffusers
 from pipelines.lora.apply import base_parameters, fit_lora

@@ -23,7 +23,7 @@ from pipelines.files.preview_decoder import (
     preview_shapes,
 )
 from pipelines.formats.weights import open_weights
-from pipelines.models.loading import VideoCodec
+from pipelines.models.codecs import VideoCodec
 
 BOUND = 3.0  # latents are squashed to within it
 NUM_WARM_UP = 3  # frames that the first latent gives too many: it stands for one frame

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from pipelines.files.disk import atomic_path
-from pipelines.recipe import TEMPORAL_STRIDE
+from pipelines.geometry import TEMPORAL_STRIDE
 
 if TYPE_CHECKING:  # imports torch, which the web process must never do
     from torch import Tensor

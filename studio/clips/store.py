@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.recipe import Recipe, Strict
+from pipelines.recipe import Recipe
+from pipelines.strict import Strict
 
 JobState = Literal["queued", "running", "finished", "failed", "cancelled"]
 

@@ -12,7 +12,7 @@ import gradio as gr
 from gradio.components import Component
 from pydantic import ValidationError
 
-from pipelines.recipe import explain
+from pipelines.strict import explain
 from studio.compare.first_frame import FirstFrame
 from studio.compare.hints import memory_choices
 from studio.compare.variants import LORA_FIELDS, SHARED_FIELDS, Variant

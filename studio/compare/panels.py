@@ -12,6 +12,7 @@ from pipelines.recipe import SamplerName
 from studio.compare.first_frame import draw_first_frame
 from studio.compare.form import NO_LORA, PRIVATE, Form, Panel
 from studio.compare.hints import PLAIN_HINT, memory_choices
+from studio.compare.html import field_id
 from studio.compare.images import Example
 from studio.compare.variants import (
     LABELS,
@@ -23,7 +24,6 @@ from studio.compare.variants import (
     own_variant,
 )
 from studio.lora_hints import NO_HINT
-from studio.page.words import field_id
 
 MIN_VARIANTS = 2
 FEW_STEPS = 4  # what B starts with: the question that this studio is about

@@ -11,7 +11,8 @@ from pydantic import Field
 from pipelines.catalog.entries import image_problem
 from pipelines.catalog.registry import STUDENTS, Registry
 from pipelines.files.lora_alpha import own_alpha
-from pipelines.recipe import Adapter, Recipe, SamplerName, Strict
+from pipelines.recipe import Adapter, Recipe, SamplerName
+from pipelines.strict import Strict
 
 LABELS = ("A", "B", "C", "D")
 SHARED_FIELDS = (

@@ -4,14 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 from urllib.parse import quote
 
+from studio.compare.html import escape
 from studio.data.preparing import DataSet
 from studio.models.html import bytes_words
-from studio.page.words import escape
 from studio.run_page.html import bar, block, button, file_link, reason, state, when
 from studio.runs.status import ALIVE
 from studio.studio import plural
-from trainers.look import Look
-from trainers.sources.inspect import Probe
+from trainers.sources.inspect import Look, Probe
 from trainers.sources.listing import Item
 
 MAX_ROWS = 200

@@ -14,7 +14,7 @@ from pipelines.catalog.registry import Registry
 from studio.runs.files import read_json, read_jsonl
 from studio.runs.listing import PREPARE, Run, is_name
 from studio.train.training import Training, shown_path
-from trainers.look import Look, look
+from trainers.sources.inspect import Look, look
 
 INDEX, PROBLEMS, PREVIEWS = "index.json", "problems.jsonl", "previews"
 LOOK_SEC = 15.0  # for the videos; a large folder is not looked at to its end

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pipelines.catalog.downloads import DownloadState
 from pipelines.catalog.entries import ModelEntry
 from pipelines.recipe import SamplerSpec
-from studio.page.words import escape
+from studio.compare.html import escape
 from studio.run_page.html import block
 from studio.run_page.view import duration
 from studio.studio import plural

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from studio.page.words import escape
+from studio.compare.html import escape
 from studio.studio import sentence
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from studio.page.words import escape
+from studio.compare.html import escape
 from studio.studio import sentence
 
 LIVE = '<p class="live-note" role="status"></p><div class="live"></div>'

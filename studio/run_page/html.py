@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from studio.page.words import escape
+from studio.compare.html import escape
 from studio.run_page import view
 from studio.runs.listing import ALIVE, PREPARE, Run, read_launch, read_tree
 from studio.studio import FILE_ROUTE

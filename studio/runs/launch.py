@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.recipe import Strict
+from pipelines.strict import Strict
 from studio.runs.devices import visible_gpus
 from studio.runs.files import CONFIG
 from studio.runs.slurm import Allocation, sbatch_command

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from pipelines.catalog.registry import PRESETS
-from pipelines.recipe import Strict
+from pipelines.strict import Strict
 from studio.runs.files import CONFIG, EVENTS, LOG, ROOT, STOPPING, last_error, read_json, read_jsonl
 from studio.runs.status import NOT_SAVED, Status
 

@@ -11,6 +11,7 @@ from gradio.components import Component
 from pipelines.recipe import Adapter
 from pipelines.video import read_recipe
 from studio.choices import on_choice
+from studio.compare import html
 from studio.compare.form import PRIVATE, Form, Updates
 from studio.compare.hints import memory_hint
 from studio.compare.images import Example
@@ -27,7 +28,6 @@ from studio.compare.variants import (
     to_recipe,
 )
 from studio.lora_hints import lora_hint
-from studio.page import words
 from studio.page.handlers import explained
 from studio.page.player import draw_player
 from studio.studio import Studio, sentence
@@ -178,8 +178,8 @@ def wire_forecast(
             image, memory = form.image_name(values), form.memory_words(values)
             outlook = studio.forecast(variants, prompt, image, memory)
         except ValueError as error:
-            return words.problems([sentence(error)])
-        return words.forecast(outlook, differing_fields(variants), LABELS[: len(variants)])
+            return html.problems([sentence(error)])
+        return html.forecast(outlook, differing_fields(variants), LABELS[: len(variants)])
 
     gr.on(
         [page.load, *(component.change for component in form.inputs)],
@@ -202,7 +202,7 @@ def wire_generate(
         prompt, variants = form.read(values)
         image, memory = form.image_name(values), form.memory_words(values)
         comparison_id = studio.submit(variants, prompt, image, memory)
-        return studio.status(comparison_id), words.history(studio.history())
+        return studio.status(comparison_id), html.history(studio.history())
 
     button.click(generate, form.inputs, [player, history], **PRIVATE)
 
@@ -216,7 +216,7 @@ def wire_sweep(studio: Studio, form: Form, player: gr.HTML, history: gr.HTML) ->
         swept = alpha_sweep(studio.registry, variants[index])
         image, memory = form.image_name(values), form.memory_words(values)
         comparison_id = studio.submit(swept, prompt, image, memory)
-        shown = {player: studio.status(comparison_id), history: words.history(studio.history())}
+        shown = {player: studio.status(comparison_id), history: html.history(studio.history())}
         return form.filled(prompt, swept) | shown
 
     for index, panel in enumerate(form.panels):
@@ -258,7 +258,7 @@ def wire_page_load(
     """Lists recent comparisons, and reopens the one that a `?v=` link names."""
 
     def load(request: gr.Request) -> dict[Any, Any]:
-        updates: dict[Any, Any] = {history: words.history(studio.history())}
+        updates: dict[Any, Any] = {history: html.history(studio.history())}
         comparison_id = request.query_params.get("v")
         if form is not None:  # a run may have exported since the page was built
             updates = form.listing(model_choices(studio.registry), updates)
@@ -267,7 +267,7 @@ def wire_page_load(
         try:
             comparison = studio.comparison(comparison_id)
         except ValueError as error:
-            gr.Warning(words.escape(str(error)))
+            gr.Warning(html.escape(str(error)))
             return updates
         updates[player] = studio.status(comparison_id)
         if form is not None:

@@ -8,7 +8,7 @@ import gradio as gr
 from gradio.components import Component
 from pydantic import ValidationError
 
-from pipelines.recipe import explain
+from pipelines.strict import explain
 from studio.compare.form import PRIVATE, Updates
 from studio.runs import slurm
 from studio.runs.launch import Devices

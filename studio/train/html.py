@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from studio.page.words import escape
+from studio.compare.html import escape
 from studio.run_page.view import duration
 from studio.train.estimate import Plan
 from studio.train.schema_form import element_id

@@ -3,7 +3,8 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from pipelines.sampling.denoiser import Denoiser, guided
+from pipelines.sampling.denoiser import Denoiser
+from pipelines.sampling.guidance import guided
 
 EMBEDS = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(1))
 LATENTS = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(2))

@@ -11,7 +11,8 @@ from torch import Tensor
 from pipelines.lora.apply import MAX_RESIDENT, apply_adapters, read_lora, save_lora, stack_loras
 from pipelines.models.loading import load_transformer
 from pipelines.recipe import Adapter, SamplerSpec
-from pipelines.sampling.denoiser import Denoiser, check_guidance
+from pipelines.sampling.denoiser import Denoiser
+from pipelines.sampling.guidance import check_guidance
 from pipelines.sampling.guidance_embedder import (
     OWN,
     activate_guidance_embedder,

@@ -15,9 +15,11 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 from pipelines.__main__ import main
 from pipelines.catalog.registry import Registry
 from pipelines.generate import Clip, ModelCache, generate, sample_video
-from pipelines.models.first_frame import ImageCondition, ImageConditioner
+from pipelines.models.first_frame import ImageConditioner
 from pipelines.recipe import FirstFrame, Recipe
-from pipelines.sampling.denoiser import Denoiser, conditioned, guided
+from pipelines.sampling.denoiser import Denoiser, conditioned
+from pipelines.sampling.first_frame import ImageCondition
+from pipelines.sampling.guidance import guided
 from pipelines.video import read_recipe
 from tests.pipelines.conftest import build_pipeline
 

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from pipelines.__main__ import main
 from pipelines.catalog.registry import Registry
-from pipelines.files.disk import Header
 from pipelines.files.preview_decoder import check_preview_decoder
-from pipelines.files.tensors import pickle_shapes
+from pipelines.files.tensors import Header, pickle_shapes
 from pipelines.generate import Clip, ModelCache, generate
 from pipelines.models.preview import AutoencoderKLWan, load_preview_decoder
 from pipelines.video import read_video

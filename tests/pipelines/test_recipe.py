@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from pipelines.recipe import Adapter, Recipe, SamplerSpec, explain
+from pipelines.recipe import Adapter, Recipe, SamplerSpec
+from pipelines.strict import explain
 
 
 def recipe(**fields: object) -> Recipe:

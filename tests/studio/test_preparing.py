@@ -11,7 +11,7 @@ from studio.runs.supervisor import Supervisor
 from studio.train.schemas import Methods
 from studio.train.training import Training
 from tests.studio.runs import until
-from trainers.look import look
+from trainers.sources.inspect import look
 
 
 @pytest.fixture

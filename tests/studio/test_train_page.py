@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from pipelines.catalog.registry import Registry
-from studio.page.words import field_id
+from studio.compare.html import field_id
 from tests.studio.conftest import App, no_scroll_sideways
 
 RUN = "from-the-form"

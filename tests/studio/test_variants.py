@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from pipelines.__main__ import main
 from pipelines.catalog.registry import Registry
-from pipelines.files.disk import Header
+from pipelines.files.tensors import Header
 from pipelines.recipe import Adapter, Recipe, SamplerSpec
 from pipelines.video import read_recipe
 from studio.clips.store import ClipInfo

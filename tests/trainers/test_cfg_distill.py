@@ -11,9 +11,10 @@ from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.flow import velocity_from_denoised
 from tests.trainers.toys import KnowsGaussian, Toy, rng, toy_batch
 from trainers.algorithms import cfg_distill
-from trainers.networks.build import BuiltRole, build_roles
+from trainers.networks.build import build_roles
 from trainers.networks.models import load_models
-from trainers.settings.run import Guidance
+from trainers.networks.role import BuiltRole
+from trainers.settings.roles import Guidance
 
 
 class TwoPass(Toy):

@@ -9,7 +9,7 @@ from torch import Tensor
 from pipelines.sampling.flow import expand_sigma, sigma_schedule
 from tests.trainers.toys import KnowsGaussian, KnowsLatents, Makes, Toy, rng, toy_batch
 from trainers.algorithms import consistency
-from trainers.settings.run import Guidance
+from trainers.settings.roles import Guidance
 
 UNGUIDED = Guidance(min_scale=1, max_scale=1)
 

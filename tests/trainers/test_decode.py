@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from pipelines.models.loading import VideoCodec
-from trainers.decode import decode_clip, decode_first_frame
+from pipelines.models.codecs import VideoCodec
+from trainers.scoring.reward import decode_clip, decode_first_frame
 
 
 @pytest.fixture(scope="module", params=["whole", "tiny-wan"])

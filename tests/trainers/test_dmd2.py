@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.trainers.toys import KnowsGaussian, Makes, Toy, rng, toy_batch
 from trainers.algorithms import dmd2
-from trainers.discriminator import DiscriminatorHead
+from trainers.networks.role import DiscriminatorHead
 
 STD = 0.5
 HALF_NOISE = {"min_sigma": 0.5, "max_sigma": 0.5}  # one noise level, so that it is known

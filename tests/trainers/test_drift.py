@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from trainers.scoring import figures
 from trainers.validation import drift
 
 
@@ -18,36 +19,36 @@ def test_only_pixels_at_the_ends_of_the_range_are_clipped() -> None:
     video[:, :, :, :2] = 0.0
     video[:, :, :, 2:4] = 1.0
     video[:, :, :, 4] = 0.05
-    assert drift.clipped_share(video).tolist() == [0.5]
+    assert figures.clipped_share(video).tolist() == [0.5]
 
 
 def test_saturation_is_the_spread_of_the_channels_and_contrast_that_of_the_luminance() -> None:
     red = torch.zeros(1, 2, 3, 4, 4)
     red[:, :, 0] = 0.8
-    assert drift.saturation(red).item() == pytest.approx(0.8)
-    assert drift.contrast(red).item() == pytest.approx(0, abs=1e-6)
+    assert figures.saturation(red).item() == pytest.approx(0.8)
+    assert figures.contrast(red).item() == pytest.approx(0, abs=1e-6)
     halves = grey(0.2)
     halves[..., 4:] = 0.6
-    assert drift.saturation(halves).item() == 0
-    assert drift.contrast(halves).item() == pytest.approx(0.2)
+    assert figures.saturation(halves).item() == 0
+    assert figures.contrast(halves).item() == pytest.approx(0.2)
 
 
 def test_luminance_weighs_green_most() -> None:
     channels = torch.eye(3).view(3, 1, 3, 1, 1)
-    assert drift.luminance(channels).flatten().tolist() == pytest.approx([0.2126, 0.7152, 0.0722])
+    assert figures.luminance(channels).flatten().tolist() == pytest.approx([0.2126, 0.7152, 0.0722])
 
 
 def test_motion_is_the_mean_change_and_a_repeated_frame_is_static() -> None:
     video = torch.cat([grey(0.1, 1), grey(0.1, 1), grey(0.3, 1)], dim=1)
-    assert drift.motion(video).item() == pytest.approx(0.1)
-    assert drift.static_share(video).item() == 0.5
-    assert drift.static_share(grey(0.5, 1)).item() == 1
+    assert figures.motion(video).item() == pytest.approx(0.1)
+    assert figures.static_share(video).item() == 0.5
+    assert figures.static_share(grey(0.5, 1)).item() == 1
 
 
 def test_diversity_is_zero_for_equal_clips_and_their_distance_for_others() -> None:
-    thumbnails = drift.thumbnail(torch.cat([grey(0.2), grey(0.5), grey(0.5)]))
-    assert drift.diversity(thumbnails[1:]).item() == 0
-    assert drift.diversity(thumbnails).item() == pytest.approx((0.3 + 0.3 + 0) / 3, rel=1e-4)
+    thumbnails = figures.thumbnail(torch.cat([grey(0.2), grey(0.5), grey(0.5)]))
+    assert figures.diversity(thumbnails[1:]).item() == 0
+    assert figures.diversity(thumbnails).item() == pytest.approx((0.3 + 0.3 + 0) / 3, rel=1e-4)
 
 
 def test_a_teacher_has_no_distance_to_itself_and_drift_counts_the_same_either_way() -> None:

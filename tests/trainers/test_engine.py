@@ -19,8 +19,8 @@ from trainers.engine import Trainer
 from trainers.networks.optimizer import learning_rate
 from trainers.registry import algorithm_class, methods
 from trainers.run.checkpoint import checkpoint_folders
-from trainers.settings.run import Ema, Trainable
-from trainers.skips import MAX_IN_A_ROW
+from trainers.run.log import MAX_IN_A_ROW
+from trainers.settings.roles import Ema, Trainable
 
 EMA = {"student": {"learning_rate": 1e-3}, "ema": {"decay": 0.5}}
 LORA = {"student": {"learning_rate": 1e-2, "lora": {"rank": 2, "alpha": 4}}}

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.recipe import SamplerSpec
-from pipelines.sampling.denoiser import guide
+from pipelines.sampling.guidance import guide
 from tests.trainers.toys import MODE_STD, MODES, KnowsMixture, Learns, descend, mixture_batch, rng
 from trainers.algorithm import Algorithm
 from trainers.algorithms import cfg_distill, consistency, dmd2, finetune, step_distill
 from trainers.networks.optimizer import adamw, learning_rate
 from trainers.rollout import simulate
-from trainers.settings.run import Ema, Guidance, GuidedTrainable, Trainable
+from trainers.settings.roles import Ema, Guidance, GuidedTrainable, Trainable
 
 BATCH_SIZE = 256
 NUM_POINTS = 2000

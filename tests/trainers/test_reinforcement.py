@@ -11,9 +11,9 @@ from pipelines.sampling.flow import sigma_schedule, velocity_from_denoised
 from tests.trainers.runs import read_jsonl, trainer
 from tests.trainers.test_draft import Mean, spec
 from tests.trainers.toys import Toy, rng, toy_batch
-from trainers.advantages import group_advantages
 from trainers.algorithm import Algorithm
 from trainers.algorithms import flash_grpo, nft
+from trainers.losses import group_advantages
 
 
 class Shifts(Toy):

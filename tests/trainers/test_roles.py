@@ -13,8 +13,9 @@ from torch import Tensor
 from pipelines.lora.apply import Lora as LoraWeights
 from tests.trainers.runs import trainer
 from trainers.algorithms import dmd2
-from trainers.networks.build import BuiltRole, build_roles, follow
+from trainers.networks.build import build_roles
 from trainers.networks.models import Model, load_models
+from trainers.networks.role import BuiltRole, follow
 
 RANK = {"lora": {"rank": 2, "alpha": 4}}
 SHARED = {"student": RANK, "critic": RANK, "ema": {"decay": 0.75}}

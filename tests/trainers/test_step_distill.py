@@ -10,7 +10,7 @@ from pipelines.recipe import SamplerSpec
 from pipelines.sampling.flow import expand_sigma, sigma_schedule
 from tests.trainers.toys import KnowsGaussian, KnowsLatents, Makes, Toy, rng, toy_batch
 from trainers.algorithms import step_distill
-from trainers.settings.run import Guidance
+from trainers.settings.roles import Guidance
 
 UNGUIDED = Guidance(min_scale=1, max_scale=1)
 

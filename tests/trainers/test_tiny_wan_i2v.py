@@ -10,8 +10,8 @@ from PIL import Image
 from pipelines.catalog.overrides import Overrides
 from pipelines.catalog.registry import Registry
 from pipelines.generate import ModelCache, sample_video
-from pipelines.models.first_frame import ImageCondition
 from pipelines.sampling.denoiser import Denoiser
+from pipelines.sampling.first_frame import ImageCondition
 from trainers.evaluation.first_frames import continuation_rows, with_first_frames
 from trainers.evaluation.tables import clip_recipes
 from trainers.tiny.wan import build_transformer, continue_images

@@ -13,7 +13,8 @@ from torch.distributed.tensor import DTensor
 
 from trainers.engine import Trainer
 from trainers.networks.models import load_models
-from trainers.ranks.ranks import World, join_world, leave_world, share_context
+from trainers.ranks.context import share_context
+from trainers.ranks.ranks import World, join_world, leave_world
 from trainers.registry import build_config
 from trainers.run.checkpoint import full_weights
 from trainers.settings.run import TrainConfig

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
-from trainers.settings.run import AlgorithmConfig, Ema, Trainable
+from trainers.settings.roles import AlgorithmConfig, Ema, Trainable
 
 
 class Config(AlgorithmConfig):

@@ -20,11 +20,11 @@ import torch
 from pydantic import Field
 
 from pipelines.recipe import SamplerSpec
-from pipelines.sampling.denoiser import guided_velocity
 from pipelines.sampling.flow import add_noise, shift_sigmas
+from pipelines.sampling.guidance import guided_velocity
 from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
 from trainers.losses import pseudo_huber
-from trainers.settings.run import AlgorithmConfig, Ema, Frozen, Guidance, GuidedTrainable
+from trainers.settings.roles import AlgorithmConfig, Ema, Frozen, Guidance, GuidedTrainable
 
 
 class Config(AlgorithmConfig):

@@ -28,9 +28,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipelines.recipe import SamplerSpec, Strict
-from pipelines.sampling.denoiser import Denoiser, guided_velocity
+from pipelines.recipe import SamplerSpec
+from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.flow import add_noise, denoised_from_velocity, shift_sigmas
+from pipelines.sampling.guidance import guided_velocity
+from pipelines.strict import Strict
 from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
 from trainers.losses import (
     column_scale,
@@ -41,7 +43,7 @@ from trainers.losses import (
     sample_scale,
 )
 from trainers.rollout import exit_step, from_data, simulate
-from trainers.settings.run import AlgorithmConfig, Discriminator, Ema, Frozen, Trainable
+from trainers.settings.roles import AlgorithmConfig, Discriminator, Ema, Frozen, Trainable
 
 FOUR_STEPS = SamplerSpec(
     name="lcm",

@@ -29,10 +29,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from pipelines.sampling.flow import add_noise, sigma_schedule
-from trainers.algorithm import Batch, Loss, Rng, Update
-from trainers.reward_method import RewardConfig, RewardMethod
+from trainers.algorithm import Batch, Loss, RewardConfig, RewardMethod, Rng, Update
 from trainers.rollout import sample_whole
-from trainers.settings.run import Lora, Trainable
+from trainers.settings.roles import Lora, Trainable
 
 
 class Config(RewardConfig):

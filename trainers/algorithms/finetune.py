@@ -18,7 +18,7 @@ from pydantic import Field
 
 from pipelines.sampling.flow import add_noise, shift_sigmas
 from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
-from trainers.settings.run import AlgorithmConfig, Ema, Trainable
+from trainers.settings.roles import AlgorithmConfig, Ema, Trainable
 
 
 class Config(AlgorithmConfig):

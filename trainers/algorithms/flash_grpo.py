@@ -32,10 +32,9 @@ from pydantic import Field
 from torch import Tensor
 
 from pipelines.sampling.flow import sigma_schedule
-from trainers.advantages import group_advantages
-from trainers.algorithm import Batch, Loss, Rng, Update
-from trainers.reward_method import RewardConfig, RewardMethod
-from trainers.settings.run import Ema
+from trainers.algorithm import Batch, Loss, RewardConfig, RewardMethod, Rng, Update
+from trainers.losses import group_advantages
+from trainers.settings.roles import Ema
 
 
 class Config(RewardConfig):

@@ -28,11 +28,10 @@ from pydantic import Field
 from torch import Tensor
 
 from pipelines.sampling.flow import add_noise, expand_sigma, sigma_schedule
-from trainers.advantages import group_advantages
-from trainers.algorithm import Batch, Loss, Rng, Update
-from trainers.reward_method import RewardConfig, RewardMethod
+from trainers.algorithm import Batch, Loss, RewardConfig, RewardMethod, Rng, Update
+from trainers.losses import group_advantages
 from trainers.rollout import sample_whole
-from trainers.settings.run import Ema
+from trainers.settings.roles import Ema
 
 
 class Config(RewardConfig):

@@ -30,16 +30,16 @@ from pydantic import Field
 from torch import Tensor
 
 from pipelines.recipe import SamplerSpec
-from pipelines.sampling.denoiser import guided_velocity
 from pipelines.sampling.flow import (
     add_noise,
     denoised_from_velocity,
     expand_sigma,
     sigma_schedule,
 )
+from pipelines.sampling.guidance import guided_velocity
 from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
 from trainers.losses import euler_step, pseudo_huber
-from trainers.settings.run import AlgorithmConfig, Ema, Frozen, Guidance, Trainable
+from trainers.settings.roles import AlgorithmConfig, Ema, Frozen, Guidance, Trainable
 
 
 class Config(AlgorithmConfig):

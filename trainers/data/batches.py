@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.models.first_frame import ImageCondition, join
-from pipelines.recipe import TEMPORAL_STRIDE
+from pipelines.geometry import TEMPORAL_STRIDE
+from pipelines.sampling.first_frame import ImageCondition, join
 from trainers.algorithm import Batch
 from trainers.data.order import BucketOrder, stream_seed
 from trainers.data.prepared import PreparedFolder

@@ -19,15 +19,17 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.catalog.registry import Registry
-from pipelines.models.first_frame import ImageCondition
 from pipelines.sampling.denoiser import Denoiser
+from pipelines.sampling.first_frame import ImageCondition
 from pipelines.sampling.guidance_embedder import add_guidance_embedder, time_embedding
 from trainers.algorithm import Batch, Rng
-from trainers.networks.build import BuiltRole, build_roles
+from trainers.networks.build import build_roles
 from trainers.networks.models import Model
+from trainers.networks.role import BuiltRole
 from trainers.networks.shared_base import RoleDenoiser
 from trainers.registry import algorithm_class
-from trainers.settings.run import Discriminator, TrainConfig
+from trainers.settings.roles import Discriminator
+from trainers.settings.run import TrainConfig
 
 NUM_STEPS_COUNTED = 20
 TEXT_TOKENS = 512

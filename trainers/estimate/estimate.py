@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from pipelines.catalog.registry import ModelEntry, Registry
 from pipelines.files.disk import read_json
 from pipelines.files.layouts import transformer_path
-from pipelines.formats.build import transformer_settings
-from pipelines.recipe import TEMPORAL_STRIDE
+from pipelines.formats.parts import transformer_settings
+from pipelines.geometry import TEMPORAL_STRIDE
 from trainers.data.batches import SPATIAL_STRIDE
 from trainers.estimate.costs import (
     NUM_STEPS_COUNTED,
@@ -34,12 +34,14 @@ from trainers.estimate.costs import (
     measured_flops,
     stand_ins,
 )
-from trainers.networks.build import BuiltRole, build_roles
+from trainers.networks.build import build_roles
 from trainers.networks.models import load_models, model_folder
 from trainers.networks.performance import store_frozen_in_bf16, transformers_of
+from trainers.networks.role import BuiltRole
 from trainers.registry import algorithm_class
 from trainers.settings.data import PromptData
-from trainers.settings.run import Ema, Frozen, TrainConfig
+from trainers.settings.roles import Ema, Frozen
+from trainers.settings.run import TrainConfig
 
 H100_FLOPS = 0.4 * 989e12  # a second: 40 % of the bf16 peak in its data sheet, an assumption
 

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from pipelines.files.disk import atomic_path
 from pipelines.generate import Inputs, ModelCache, denoise
-from pipelines.models.first_frame import join
 from pipelines.models.loading import Components
 from pipelines.recipe import Recipe
-from pipelines.sampling.denoiser import Denoiser, check_guidance
+from pipelines.sampling.denoiser import Denoiser
+from pipelines.sampling.first_frame import join
+from pipelines.sampling.guidance import check_guidance
 from trainers.worlds.shapes import Caption
 
 DECODE_BATCH = 16  # clips of 17x64x64 take 0.1 GB each in the decoder

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipelines.catalog.overrides import Overrides
@@ -24,9 +25,8 @@ from trainers.evaluation.measure import (
     summarise,
     verdicts,
 )
-from trainers.scoring.clip import ClipScorer
-from trainers.tiny.clip import rewards
-from trainers.validation import drift
+from trainers.scoring import figures
+from trainers.scoring.clip import ClipScorer, contact_sheet
 
 Row = dict[str, str | float]
 Columns = Mapping[str, tuple[str, str]]  # title -> name in a row, format
@@ -199,9 +199,9 @@ def drift_figures(clips: Clips) -> dict[str, float]:
     """Means over all clips of brightness, saturation and the share of black and white pixels."""
     video = torch.from_numpy(clips.videos).permute(0, 1, 4, 2, 3) / 255
     measures = {
-        "luminance": drift.luminance,
-        "saturation": drift.saturation,
-        "clipped_share": drift.clipped_share,
+        "luminance": figures.luminance,
+        "saturation": figures.saturation,
+        "clipped_share": figures.clipped_share,
     }
     return {name: float(figure(video).mean()) for name, figure in measures.items()}
 
@@ -226,3 +226,13 @@ def _shown(figure: str | float, spec: str) -> str:
 
 def _is_nan(figure: str | float) -> bool:
     return isinstance(figure, float) and math.isnan(figure)
+
+
+@torch.no_grad()
+def rewards(scorer: ClipScorer, clips: Clips) -> np.ndarray:
+    """The reward of each clip for its own caption. [N]."""
+    found = []
+    for video, caption in zip(clips.videos, clips.captions, strict=True):
+        frames = torch.from_numpy(video).permute(0, 3, 1, 2)[None] / 255
+        found.append(float(scorer.score(contact_sheet(frames), (str(caption),))))
+    return np.array(found)

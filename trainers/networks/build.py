@@ -4,17 +4,15 @@ Own weights, or an adapter on the one base that all adapter roles and frozen rol
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-import torch
 from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
-from torch import Tensor, nn
 
 from pipelines.lora.apply import Lora as LoraWeights
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.guidance_embedder import add_guidance_embedder, time_embedding
-from trainers.discriminator import DiscriminatorHead
 from trainers.networks.models import Model
+from trainers.networks.role import Autoencoder, BuiltRole, DiscriminatorHead, adapter_weights
 from trainers.networks.shared_base import (
     AdapterSwitch,
     RoleDenoiser,
@@ -22,7 +20,7 @@ from trainers.networks.shared_base import (
     add_embedder,
     merge,
 )
-from trainers.settings.run import (
+from trainers.settings.roles import (
     AlgorithmConfig,
     Discriminator,
     Ema,
@@ -34,64 +32,6 @@ from trainers.settings.run import (
 )
 
 MUST_AGREE = ("in_channels", "out_channels", "text_dim", "image_dim")
-
-
-class Autoencoder(nn.Module):
-    """A VAE as one call, so that sharding sees one forward and one backward."""
-
-    def __init__(self, vae: AutoencoderKLWan):
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, video: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """video [B, F, C, H, W] in [0, 1] and noise [B, C, F, H, W] of the latents' shape, fp32.
-
-        Returns the decoded video and the posterior's mean and log variance.
-        """
-        posterior = self.vae.encode(video.transpose(1, 2) * 2 - 1).latent_dist
-        mean, log_variance = posterior.mean.float(), posterior.logvar.float()
-        latents = mean + noise * torch.exp(0.5 * log_variance)
-        decoded = self.vae.decode(latents).sample.float()
-        return decoded.transpose(1, 2) * 0.5 + 0.5, mean, log_variance
-
-
-class BuiltRole:
-    """A declared role.
-
-    `network` holds its weights and may be shared, `adapter` names its part of a shared network,
-    `call` is what a method calls, `body` is what is sharded.
-    """
-
-    def __init__(
-        self,
-        settings: Role,
-        network: nn.Module,
-        call: nn.Module,
-        body: nn.Module,
-        adapter: str | None = None,
-    ):
-        self.settings, self.network, self.call, self.body = settings, network, call, body
-        self.adapter = adapter
-
-    @property
-    def own_parameters(self) -> dict[str, nn.Parameter]:
-        """The role's own parameters by name: of a shared network only its adapter."""
-        named = dict(self.network.named_parameters())
-        if self.adapter is None:
-            return named
-        return {name: p for name, p in named.items() if f".{self.adapter}." in name}
-
-    @property
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters an optimizer moves, by name."""
-        if not isinstance(self.settings, Trainable):
-            return {}
-        return {name: p for name, p in self.own_parameters.items() if p.requires_grad}
-
-    @property
-    def blocks(self) -> Iterable[nn.Module]:
-        """The repeated blocks of a transformer: the units of sharding."""
-        return self.network.blocks if isinstance(self.network, WanTransformer3DModel) else ()
 
 
 def build_roles(config: AlgorithmConfig, models: Mapping[str, Model]) -> dict[str, BuiltRole]:
@@ -221,22 +161,6 @@ def _like(role: BuiltRole) -> tuple[Lora, LoraWeights]:
     return role.settings.lora, adapter_weights(role)
 
 
-def adapter_weights(role: BuiltRole) -> LoraWeights:
-    """A role's adapter in the form of a LoRA file."""
-    assert isinstance(role.settings, Trainable)
-    assert role.settings.lora is not None
-    parts: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
-    guidance = {}
-    for name, parameter in role.own_parameters.items():
-        layer, _, rest = name.partition(".lora_")
-        if rest:
-            parts[f"lora_{rest[0]}"][layer] = parameter.detach().clone()
-        else:
-            guidance[name.replace(f".{role.adapter}.", ".")] = parameter.detach().clone()
-    alphas = dict.fromkeys(parts["lora_A"], role.settings.lora.alpha)
-    return LoraWeights(parts["lora_A"], parts["lora_B"], alphas, guidance)
-
-
 def _discriminator(settings: Discriminator, models: Mapping[str, Model]) -> BuiltRole:
     """A head of its own; the method feeds it with another role's features."""
     transformer = models[""].network
@@ -275,27 +199,3 @@ def _require_pull_fits(name: str, role: BuiltRole, built: Mapping[str, BuiltRole
             f"algorithm.{name}.pull: {name} and {pull.toward} train different parameters; give "
             "both the same lora, or none"
         )
-
-
-@torch.no_grad()
-def follow(average: BuiltRole, of: BuiltRole, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * of, over the parameters that are trained.
-
-    The two roles name them alike, but for the name of an adapter.
-    """
-    parameters = dict(average.network.named_parameters())
-    for name, parameter in of.trained.items():
-        own = name.replace(f".{of.adapter}.", f".{average.adapter}.") if of.adapter else name
-        parameters[own].lerp_(parameter, 1 - decay)
-
-
-def trained_state(role: BuiltRole, roles: Mapping[str, BuiltRole]) -> dict[str, Tensor]:
-    """The tensors a checkpoint must hold for this role: none for a frozen one."""
-    if isinstance(role.settings, Frozen):
-        return {}
-    if role.adapter is not None:
-        return {name: parameter.data for name, parameter in role.own_parameters.items()}
-    source = roles[role.settings.of] if isinstance(role.settings, Ema) else role
-    assert isinstance(source.settings, Trainable)
-    parameters = dict(role.network.named_parameters())
-    return {name: parameters[name].data for name in source.trained}

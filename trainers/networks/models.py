@@ -12,21 +12,22 @@ from torch import nn
 
 from pipelines.catalog.registry import ModelEntry, Registry
 from pipelines.files.layouts import image_encoder_path, transformer_path, vae_path
-from pipelines.formats.build import vae_settings
+from pipelines.formats.parts import vae_settings
 from pipelines.lora.apply import Lora, stack_loras
-from pipelines.models.first_frame import ImageCondition, ImageConditioner
+from pipelines.models.codecs import PromptEncoder, VideoCodec
+from pipelines.models.first_frame import ImageConditioner
 from pipelines.models.loading import (
-    PromptEncoder,
-    VideoCodec,
     load_image_encoder,
     load_prompt_encoder,
     load_transformer,
     load_video_codec,
 )
 from pipelines.recipe import Adapter, Recipe
+from pipelines.sampling.first_frame import ImageCondition
 from trainers.networks.shared_base import merge
 from trainers.registry import algorithm_class
-from trainers.settings.run import Frozen, Trainable, TrainConfig
+from trainers.settings.roles import Frozen, Trainable
+from trainers.settings.run import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from trainers.settings.run import Trainable
+from trainers.settings.roles import Trainable
 
 
 def learning_rate(settings: Trainable, step: int, num_steps: int) -> float:

@@ -10,10 +10,12 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainers.networks.build import BuiltRole
+from trainers.networks.role import BuiltRole
 from trainers.networks.shared_base import RoleDenoiser
-from trainers.ranks.ranks import World, share_context
-from trainers.settings.run import Discriminator, Ema, Trainable, TrainConfig
+from trainers.ranks.context import share_context
+from trainers.ranks.ranks import World
+from trainers.settings.roles import Discriminator, Ema, Trainable
+from trainers.settings.run import TrainConfig
 
 
 def tune_compute(roles: Mapping[str, BuiltRole], config: TrainConfig, world: World) -> None:

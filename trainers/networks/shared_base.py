@@ -14,15 +14,15 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pipelines.lora.apply import Lora as LoraWeights
-from pipelines.models.first_frame import ImageCondition
 from pipelines.sampling.denoiser import Denoiser
+from pipelines.sampling.first_frame import ImageCondition
 from pipelines.sampling.guidance_embedder import (
     OWN,
     add_guidance_embedder,
     load_guidance_embedder,
     time_embedding,
 )
-from trainers.settings.run import Lora
+from trainers.settings.roles import Lora
 
 
 class AdapterSwitch:

@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainers.look import read_config
 from trainers.settings.prepare import PrepareSettings
-from trainers.sources.inspect import probe
+from trainers.sources.inspect import probe, read_config
 from trainers.sources.listing import Item, kind_of
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pipelines.files.disk import fingerprint
 from pipelines.files.layouts import text_encoder_path, tokenizer_path, vae_path
+from pipelines.geometry import TEMPORAL_STRIDE
 from pipelines.models.loading import pick_device
-from pipelines.recipe import TEMPORAL_STRIDE
 from trainers.data.prepared import Sample, unpadded
 from trainers.networks.models import Codecs
 from trainers.prepare import fastvideo

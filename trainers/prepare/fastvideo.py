@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.models.loading import VideoCodec
+from pipelines.models.codecs import VideoCodec
 from trainers.data.prepared import Sample, unpadded
 
 DTYPES = {

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.catalog.registry import Registry
-from pipelines.models.loading import VideoCodec, load_video_codec, pick_device
+from pipelines.models.codecs import VideoCodec
+from pipelines.models.loading import load_video_codec, pick_device
 from pipelines.video import write_video
 from trainers.data.prepared import SETTINGS, PreparedFolder
 from trainers.networks.models import model_folder

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.recipe import Strict
+from pipelines.strict import Strict
 from trainers.scoring.clip import ClipScorer
 from trainers.scoring.reward import Reward
 from trainers.scoring.weight_files import FOLDER, require_file

@@ -9,9 +9,9 @@ from typing import Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipelines.recipe import Strict
+from pipelines.strict import Strict
+from trainers.scoring.figures import luminance
 from trainers.scoring.reward import Reward
-from trainers.validation.drift import luminance
 
 
 class Config(Strict):

@@ -6,9 +6,9 @@ More than enough counts as enough, or the best video would flicker. It does not 
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.recipe import Strict
+from pipelines.strict import Strict
+from trainers.scoring.figures import motion
 from trainers.scoring.reward import Reward
-from trainers.validation.drift import motion
 
 
 class Config(Strict):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, CLIPModel
 
-from pipelines.recipe import Strict
+from pipelines.strict import Strict
 from trainers.scoring.clip import prepare
 from trainers.scoring.reward import Reward
 from trainers.scoring.weight_files import FOLDER, require_folder

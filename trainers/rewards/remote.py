@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.recipe import Strict
+from pipelines.strict import Strict
 from trainers.scoring.reward import Reward, RewardError
 
 MAX_ANSWER_BYTES = 2**20

@@ -9,9 +9,8 @@ from pathlib import Path
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.recipe import Strict
-from trainers.contact_sheet import contact_sheet
-from trainers.scoring.clip import ClipScorer
+from pipelines.strict import Strict
+from trainers.scoring.clip import ClipScorer, contact_sheet
 from trainers.scoring.reward import Reward
 
 OWN = Path(__file__).resolve().parents[2] / "assets" / "tiny-clip"

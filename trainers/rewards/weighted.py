@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.recipe import Strict
+from pipelines.strict import Strict
 from trainers.registry import load_reward
 from trainers.scoring.reward import Reward
 from trainers.settings.reward import RewardChoice

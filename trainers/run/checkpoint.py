@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from trainers.networks.build import BuiltRole, trained_state
+from trainers.networks.role import BuiltRole, trained_state
 from trainers.ranks.ranks import World, barrier, whole
 
 PARTIAL = ".partial"

@@ -18,10 +18,11 @@ from pipelines.catalog.students import StudentSpec
 from pipelines.lora.apply import save_lora
 from pipelines.sampling.guidance_embedder import portable_name
 from trainers.algorithm import Algorithm
-from trainers.networks.build import BuiltRole
+from trainers.networks.role import BuiltRole
 from trainers.ranks.ranks import World
 from trainers.run.checkpoint import checkpoint_folder, full_weights, load_checkpoint
-from trainers.settings.run import Ema, Trainable, TrainConfig
+from trainers.settings.roles import Ema, Trainable
+from trainers.settings.run import TrainConfig
 
 
 def exported_role(roles: dict[str, BuiltRole]) -> BuiltRole:

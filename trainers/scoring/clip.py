@@ -107,3 +107,13 @@ def prepare(pictures: Tensor, side: int, fit: Fit) -> Tensor:
         for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
     )
     return (padded - mean) / std
+
+
+def contact_sheet(video: Tensor) -> Tensor:
+    """[B, F, 3, H, W] in [0, 1] -> [B, 3, 2H, 2W]."""
+    last = video.shape[1] - 1
+    first, middle, final = video[:, 0], video[:, last // 2], video[:, last]
+    brightness = [frame.amax(1) for frame in (first, middle, final)]  # luminance hides blue on grey
+    in_colours = torch.stack(brightness, 1)
+    above, below = torch.cat([first, middle], -1), torch.cat([final, in_colours], -1)
+    return torch.cat([above, below], -2)

@@ -8,12 +8,15 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from pipelines.recipe import Strict
-from trainers.decode import decode_clip, decode_first_frame
+from pipelines.strict import Strict
 from trainers.ranks.ranks import World, any_rank
 from trainers.settings.reward import NUM_RANDOM_FRAMES, Frames, RewardChoice
+
+TRAINED, HELD_OUT = "reward", "held_out_reward"  # of a run, their names among figures
 
 
 class NoSettings(Strict):
@@ -120,3 +123,33 @@ class LatentScore:
         wanted = min(self.choice.num_random_frames or NUM_RANDOM_FRAMES, video.shape[1])
         chosen = torch.randperm(video.shape[1])[:wanted].sort().values
         return video[:, chosen.to(video.device)]
+
+
+def decode_clip(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Normalised latents [B, C, F, H, W] -> video [B, 4F-3, 3, 8H, 8W] fp32 in [0, 1]."""
+    decoded = vae.decode(_denormalised(vae, latents), return_dict=False)[0]
+    return _pixels(decoded)
+
+
+def decode_first_frame(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """The first frame of `decode_clip` alone. [B, C, F, H, W] -> [B, 1, 3, 8H, 8W]."""
+    first = _denormalised(vae, latents[:, :, :1])
+    decoded: Tensor = checkpoint(_decode_alone, vae, first, use_reentrant=False)
+    return _pixels(decoded.clamp(-1, 1))
+
+
+def _decode_alone(vae: AutoencoderKLWan, first: Tensor) -> Tensor:
+    frame: Tensor = vae.decoder(vae.post_quant_conv(first), first_chunk=True)
+    patch_size = vae.config.patch_size
+    return frame if patch_size is None else unpatchify(frame, patch_size=patch_size)
+
+
+def _denormalised(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    shape = (1, -1, 1, 1, 1)
+    mean = torch.tensor(vae.config.latents_mean, device=latents.device).view(shape)
+    std = torch.tensor(vae.config.latents_std, device=latents.device).view(shape)
+    return latents.float() * std + mean
+
+
+def _pixels(decoded: Tensor) -> Tensor:
+    return (decoded / 2 + 0.5).transpose(1, 2)

@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipelines.recipe import TEMPORAL_STRIDE, Strict
+from pipelines.geometry import TEMPORAL_STRIDE
+from pipelines.strict import Strict
 
 
 def _frames(num_frames: int) -> int:

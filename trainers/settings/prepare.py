@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field
 
 from pipelines.catalog.entries import CheckpointSpec
-from pipelines.recipe import Strict
+from pipelines.strict import Strict
 from trainers.settings.data import NumFrames
-from trainers.sources.listing import Kind
 
+Kind = Literal["videos", "prompts", "parquet"]
 NOT_READ = {  # settings that a source would ignore
     "videos": (),
     "prompts": ("fps", "clips_per_video"),

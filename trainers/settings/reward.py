@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from pipelines.recipe import Strict
+from pipelines.strict import Strict
 
 Frames = Literal["first", "random", "all"]
 NUM_RANDOM_FRAMES = 4

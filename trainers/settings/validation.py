@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipelines.recipe import Strict
+from pipelines.strict import Strict
 from trainers.settings.data import NumFrames, Side
 from trainers.settings.reward import RewardChoice
 

@@ -15,16 +15,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from trainers.settings.prepare import Kind
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg")
 LISTS = ("videos2caption.json", "metadata.jsonl", "metadata.csv")  # FastVideo's, the hub's
 FILE_KEYS = ("path", "video", "file", "file_name", "video_path")
 CAPTION_KEYS = ("cap", "caption", "text", "prompt")
 MAX_CSV_FIELD = 2**20  # characters; captions are longer than the reader allows by itself
-
-
-Kind = Literal["videos", "prompts", "parquet"]
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainers.contact_sheet import contact_sheet
 from trainers.evaluation.clips import Clips
 from trainers.evaluation.measure import observations, verdicts
+from trainers.evaluation.tables import rewards
 from trainers.networks.optimizer import learning_rate
-from trainers.scoring.clip import ClipScorer, prepare
-from trainers.settings.run import Trainable
+from trainers.scoring.clip import ClipScorer, contact_sheet, prepare
+from trainers.settings.roles import Trainable
 from trainers.tiny.wan import build_tokenizer
 from trainers.worlds.shapes import (
     BACKGROUNDS,
@@ -59,7 +59,9 @@ NUM_CHANGED = 8  # of the 16 captions with one slot changed
 Random = np.random.Generator
 Tokenize = Callable[[list[str]], Tensor]
 CHOICES = (SIZES, COLOURS, SHAPES, MOTIONS, BACKGROUNDS)
-VALUES: dict[str, tuple[str, ...]] = {slot: tuple(values) for slot, values in zip(SLOTS, CHOICES, strict=True)}
+VALUES: dict[str, tuple[str, ...]] = {
+    slot: tuple(values) for slot, values in zip(SLOTS, CHOICES, strict=True)
+}
 
 
 def model_settings(vocab_size: int) -> dict[str, object]:
@@ -192,16 +194,6 @@ def measure(folder: Path, files: Sequence[Path]) -> None:
             f"{scores[passed].mean():.3f} where they pass, {scores[~passed].mean():.3f} where not; "
             f"a passing clip is above a failing one in {ranked(scores, passed):.3f} of pairs"
         )
-
-
-@torch.no_grad()
-def rewards(scorer: ClipScorer, clips: Clips) -> np.ndarray:
-    """The reward of each clip for its own caption. [N]."""
-    found = []
-    for video, caption in zip(clips.videos, clips.captions, strict=True):
-        frames = torch.from_numpy(video).permute(0, 3, 1, 2)[None] / 255
-        found.append(float(scorer.score(contact_sheet(frames), (str(caption),))))
-    return np.array(found)
 
 
 def ranked(scores: np.ndarray, passed: np.ndarray) -> float:

@@ -27,9 +27,9 @@ from diffusers import (
 from transformers import T5Tokenizer, UMT5Config, UMT5EncoderModel
 
 from pipelines.files.disk import fingerprint
+from pipelines.geometry import TEMPORAL_STRIDE
 from pipelines.models.first_frame import first_frame_latents
 from pipelines.models.loading import Components, load_components
-from pipelines.recipe import TEMPORAL_STRIDE
 from trainers.data import prepared
 from trainers.data.prepared import Sample, unpadded
 from trainers.worlds.shapes import all_captions, render, training_captions

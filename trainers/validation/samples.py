@@ -16,11 +16,11 @@ from pipelines.generate import sample_video
 from pipelines.recipe import Recipe
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.video import write_video
-from trainers.networks.build import BuiltRole
 from trainers.networks.models import Codecs
+from trainers.networks.role import BuiltRole
 from trainers.ranks.ranks import World, any_rank
+from trainers.scoring.figures import FIGURES, Figures, diversity, thumbnail
 from trainers.scoring.reward import LatentScore
-from trainers.validation import drift
 from trainers.worlds.checker import observe
 from trainers.worlds.shapes import Caption
 
@@ -30,7 +30,7 @@ class Sample:
     """A drawn video by its figures; the thumbnail [3, 8, 16, 16] is what diversity compares."""
 
     recipe: Recipe
-    figures: drift.Figures
+    figures: Figures
     thumbnail: Tensor
 
     def save(self, path: Path) -> None:
@@ -71,7 +71,7 @@ class Sampler:
         if self.world.is_main:
             frames = video[0].permute(0, 2, 3, 1).cpu().numpy()
             write_video(self.folder / f"{name}.mp4", frames, recipe.fps, recipe.to_json())
-        return Sample(recipe, self._figures(recipe, video), drift.thumbnail(video)[0].cpu())
+        return Sample(recipe, self._figures(recipe, video), thumbnail(video)[0].cpu())
 
     def draw_once(self, recipe: Recipe, role: BuiltRole, name: str) -> Sample:
         """As `draw`, but what an earlier start has drawn of this very recipe is not drawn again."""
@@ -84,8 +84,8 @@ class Sampler:
             sample.save(path)
         return sample
 
-    def _figures(self, recipe: Recipe, video: Tensor) -> drift.Figures:
-        figures = {name: float(measure(video)) for name, measure in drift.FIGURES.items()}
+    def _figures(self, recipe: Recipe, video: Tensor) -> Figures:
+        figures = {name: float(measure(video)) for name, measure in FIGURES.items()}
         if self.check_captions:
             seen = observe(video[0].permute(0, 2, 3, 1).cpu().numpy())
             matches = list(seen.matches(Caption.parse(recipe.prompt)).values())
@@ -96,7 +96,7 @@ class Sampler:
         return figures
 
 
-def summary(samples: Sequence[Sample]) -> drift.Figures:
+def summary(samples: Sequence[Sample]) -> Figures:
     """The mean of every figure; with several seeds a prompt also their diversity."""
     figures = {
         name: sum(sample.figures[name] for sample in samples) / len(samples)
@@ -107,5 +107,5 @@ def summary(samples: Sequence[Sample]) -> drift.Figures:
         by_prompt.setdefault(sample.recipe.prompt, []).append(sample.thumbnail)
     groups = [torch.stack(thumbnails) for thumbnails in by_prompt.values()]
     if all(len(group) > 1 for group in groups):
-        figures["diversity"] = float(torch.stack([drift.diversity(g) for g in groups]).mean())
+        figures["diversity"] = float(torch.stack([diversity(g) for g in groups]).mean())
     return figures

@@ -24,13 +24,15 @@ from pipelines.catalog.registry import Registry
 from pipelines.files.disk import atomic_path
 from pipelines.recipe import Adapter, Recipe
 from trainers.algorithm import Algorithm
-from trainers.networks.build import BuiltRole
+from trainers.networks.role import BuiltRole
 from trainers.ranks.ranks import World, any_rank
 from trainers.run.checkpoint import BEST
 from trainers.run.export import exported_role, student_spec
 from trainers.run.log import Tracker
-from trainers.scoring import HELD_OUT, TRAINED
-from trainers.settings.run import Frozen, TrainConfig
+from trainers.scoring.figures import Figures
+from trainers.scoring.reward import HELD_OUT, TRAINED
+from trainers.settings.roles import Frozen
+from trainers.settings.run import TrainConfig
 from trainers.settings.validation import Validation
 from trainers.validation import drift
 from trainers.validation.samples import Sampler, summary
@@ -58,7 +60,7 @@ class Validator:
         self.teacher_recipes = teacher_recipes(config) if self.teacher else {}
         self.sampler = sampler
         sampler.check_captions = _are_captions(self.settings)
-        self.teacher_figures: drift.Figures = {}
+        self.teacher_figures: Figures = {}
         self.hacked = False  # known to the main rank
         self.scores: list[tuple[int, float]] = []  # step and score, on the main rank
         self.exhausted = False
@@ -108,7 +110,7 @@ class Validator:
         with atomic_path(path) as partial:
             partial.write_text(json.dumps({"step": best[0], "score": best[1]}))
 
-    def _rank(self, step: int, figures: drift.Figures) -> None:
+    def _rank(self, step: int, figures: Figures) -> None:
         """Writes the figures of one validation, its alarms and its score."""
         drifted = drift.drift(figures, self.teacher_figures)
         logged = {f"validation/{name}": figure for name, figure in figures.items()}
@@ -156,7 +158,7 @@ class Validator:
         )
 
 
-def score(settings: Validation, figures: drift.Figures, drifted: drift.Figures) -> float:
+def score(settings: Validation, figures: Figures, drifted: Figures) -> float:
     """What ranks checkpoints: accuracy - distance, as the module's docstring has it."""
     if settings.score == "held_out":
         return float(f"{figures[HELD_OUT]:.6g}")
