@@ -112,7 +112,7 @@ def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> Non
     from pipelines.catalog.registry import RUNS, Registry
 
     registry = Registry(models)  # before Gradio, which takes a second to import
-    from studio.clips.workers import Workers, Workplace
+    from studio.clips.workers import Workers, WorkerSettings
     from studio.runs.devices import default_devices
     from studio.runs.supervisor import Supervisor
     from studio.studio import Studio
@@ -126,7 +126,7 @@ def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> Non
     served = [data / name for name in ("clips", "exports", "images", "previews")]
     if not studio.viewer:
         served.append(RUNS)
-        place = Workplace(data, tuple(models), arguments.preview_decoder)
+        place = WorkerSettings(data, tuple(models), arguments.preview_decoder)
         workers = Workers(studio.store, place, devices)
         runs = Supervisor(RUNS, workers)
         hosts = tuple(host.lower() for host in arguments.reward_host)

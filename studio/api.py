@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
 from typing import Any
 
 import gradio as gr
 
-from studio.compare.html import escape
 from studio.compare.variants import Variant
-from studio.studio import Studio, sentence
+from studio.page.words import sentence
+from studio.studio import Studio
 
 
 def register(studio: Studio) -> None:

@@ -12,11 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from pipelines.catalog.registry import Registry
 from pipelines.recipe import Recipe
-from pipelines.strict import explain
 from pipelines.video import read_recipe, write_grid
 from studio.clips.live_preview import preview_name
 from studio.clips.store import Cell, ClipInfo, Comparison, Job, Store
@@ -24,11 +21,11 @@ from studio.clips.workers import clip_path, store_path
 from studio.compare.cost import estimate_sec, metric_lines
 from studio.compare.images import Images
 from studio.compare.variants import LABELS, Variant, cli_command, lora_name, to_recipe
+from studio.page.words import FILE_ROUTE, plural, sentence
 from studio.train.training import Training
 
 NUM_RECENT_CLIPS = 200  # enough to find a clip of the same model and size for an estimate
 EXPORT_SUFFIXES = (".mp4", ".gif")
-FILE_ROUTE = "gradio_api/file="  # relative, so that it works behind a proxy; paths are under `data`
 
 
 class Studio:
@@ -265,11 +262,6 @@ class Forecast:
     num_cached: int
 
 
-def sentence(error: ValueError) -> str:
-    """One sentence naming the field, also for pydantic's many lines."""
-    return explain(error) if isinstance(error, ValidationError) else str(error)
-
-
 def without_folders(recipe: Recipe) -> Recipe:
     adapters = tuple(
         adapter.model_copy(update={"path": Path(adapter.path).name}) for adapter in recipe.adapters
@@ -278,10 +270,6 @@ def without_folders(recipe: Recipe) -> Recipe:
     if image is not None:
         image = image.model_copy(update={"path": Path(image.path).name})
     return recipe.model_copy(update={"adapters": adapters, "image": image})
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def job_status(job: Job | None, waiting: Sequence[int]) -> dict[str, Any]:

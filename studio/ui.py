@@ -1,13 +1,13 @@
 """The page: theme, header, and one tab for each module in TABS."""
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from studio import api
-from studio.compare.form import PRIVATE
 from studio.page import player
+from studio.page.handlers import PRIVATE
+from studio.page.markup import STATIC
 from studio.runs.devices import memory_lines
 from studio.studio import Studio
 from studio.tabs import compare, data, models, runs, train
@@ -23,10 +23,10 @@ VIEWER_TABS = (compare, models)  # the others are not built, so that nothing of 
 LINKS = {"v": compare, "train": train, "run": runs}  # the tab that a link opens, by its parameter
 TITLE = "Wan distillation studio"
 STYLES = (
-    *map(Path(__file__).with_name, ("studio.css", "training.css", "data.css", "models.css")),
+    *(STATIC / name for name in ("studio.css", "training.css", "data.css", "models.css")),
     player.STYLE,
 )
-HEADER_SCRIPT = Path(__file__).with_name("header.js")
+HEADER_SCRIPT = STATIC / "header.js"
 HEADER = f"""
 <header class="studio-header">
   <h1>{TITLE}</h1>

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from pipelines.generate import sample_video
 from pipelines.memory import PLAIN, MemorySettings, memory_words
-from pipelines.models.fit_memory import GB, device_bytes, fit
+from pipelines.models.fit_memory import GB, device_bytes, plan_memory
 from pipelines.models.loading import Components, best_dtype
 from pipelines.models.placement import Placement, sizes
 from pipelines.recipe import Recipe, SamplerSpec
@@ -207,7 +207,7 @@ def bench(shape: Shape, device: str, num_steps: int) -> Iterator[Row]:
     for network in (components.transformer, components.text_encoder, components.vae):
         network.to("cpu")
     shape_sizes, free_ram = sizes(components, few), psutil.virtual_memory().available
-    settings = fit(shape_sizes, SMALL_DEVICE_BYTES, free_ram).settings
+    settings = plan_memory(shape_sizes, SMALL_DEVICE_BYTES, free_ram).settings
     fitted_recipe = few.model_copy(update={"memory": memory_words(settings)})
     placement = Placement(components, device, fitted_recipe)
 

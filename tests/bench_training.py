@@ -13,14 +13,14 @@ from torch import Tensor
 from trainers.engine import Trainer
 from trainers.networks.models import load_models
 from trainers.networks.performance import autocast
-from trainers.ranks.ranks import World
+from trainers.ranks.ranks import Ranks
 from trainers.registry import load_config
 
 PRESET = Path("presets/train/tiny_dmd4.yaml")
 # Both optimizers in every step. Compiled blocks would only make the first steps slow.
 OVERRIDES = ["algorithm.student_every=1", "compile_blocks=false", "device=cpu"]
 NUM_STEPS = 8
-ONE = World(0, 1, torch.device("cpu"))
+ONE = Ranks(0, 1, torch.device("cpu"))
 
 Forward = tuple[str | None, bool, dict[str, Any]]  # adapter, whether it has a gradient, inputs
 

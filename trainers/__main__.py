@@ -70,21 +70,21 @@ def _run(config: TrainConfig[Any], run_dir: Path, exported_step: int | None) -> 
     # torch: only once the input is good
     from trainers.engine import Trainer
     from trainers.networks.models import load_models
-    from trainers.ranks.ranks import join_world, leave_world
+    from trainers.ranks.ranks import join_ranks, leave_ranks
     from trainers.run.export import export_checkpoint
 
     if exported_step is not None:  # one process; the devices may be busy with this very run
         config = config.model_copy(update={"parallel": Parallel(), "device": "cpu"})
-    world = join_world(config.device, config.parallel)
+    ranks = join_ranks(config.device, config.parallel)
     try:
-        trainer = Trainer(config, load_models(config), run_dir, world)
+        trainer = Trainer(config, load_models(config), run_dir, ranks)
         if exported_step is None:
             trainer.train()
         else:
             parts = trainer.algorithm, trainer.roles
-            print(export_checkpoint(config, *parts, run_dir, exported_step, world))
+            print(export_checkpoint(config, *parts, run_dir, exported_step, ranks))
     finally:
-        leave_world(world)
+        leave_ranks(ranks)
     return 0
 
 

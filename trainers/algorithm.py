@@ -17,7 +17,7 @@ from pipelines.recipe import SamplerName, SamplerSpec
 from pipelines.sampling.denoiser import Denoiser, DenoiserCall, Network, conditioned
 from pipelines.sampling.first_frame import ImageCondition
 from pipelines.sampling.guidance import check_guidance, guide
-from trainers.settings.roles import AlgorithmConfig, Frozen, Guidance, Lora, Trainable
+from trainers.settings.roles import AlgorithmConfig, Frozen, Guidance, LoraSettings, Trainable
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Algorithm(ABC, Generic[ConfigT]):
 class RewardConfig(AlgorithmConfig):
     """What the `Config` of such a method extends."""
 
-    student: Trainable = Trainable(lora=Lora(), learning_rate=1e-4)
+    student: Trainable = Trainable(lora=LoraSettings(), learning_rate=1e-4)
     teacher: Frozen = Field(Frozen(), description="The student before the reward.")
     kl_weight: float = Field(0.0, ge=0, description="Of the distance to the teacher's velocity.")
     sampler: SamplerSpec | None = Field(

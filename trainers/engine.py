@@ -24,11 +24,11 @@ from trainers.algorithm import Loss, Rng, Update
 from trainers.data.batches import build_data
 from trainers.data.order import stream_seed
 from trainers.networks.build import build_roles
-from trainers.networks.models import Codecs, Model
+from trainers.networks.models import Codecs, LoadedModel
 from trainers.networks.optimizer import adamw, learning_rate
 from trainers.networks.performance import autocast, tune_compute
 from trainers.networks.role import follow, lora_norms
-from trainers.ranks.ranks import World, any_rank, barrier, mean_over_ranks, shard, whole
+from trainers.ranks.ranks import Ranks, any_rank, barrier, mean_over_ranks, shard, whole
 from trainers.registry import algorithm_class, load_reward
 from trainers.run.checkpoint import (
     best_checkpoint,
@@ -42,7 +42,7 @@ from trainers.run.log import SkippedSteps, Tracker, refuse_other_run
 from trainers.scoring.reward import HELD_OUT, TRAINED, LatentScore, RewardError
 from trainers.settings.roles import Ema, Trainable
 from trainers.settings.run import TrainConfig
-from trainers.validation.samples import Sampler
+from trainers.validation.samples import VideoDrawer
 from trainers.validation.validator import Validator
 
 
@@ -50,19 +50,23 @@ class Trainer:
     """One run of one configuration in one directory."""
 
     def __init__(
-        self, config: TrainConfig[Any], models: Mapping[str, Model], run_dir: Path, world: World
+        self,
+        config: TrainConfig[Any],
+        models: Mapping[str, LoadedModel],
+        run_dir: Path,
+        ranks: Ranks,
     ):
-        self.config, self.run_dir, self.world = config, run_dir, world
+        self.config, self.run_dir, self.ranks = config, run_dir, ranks
         self.tracker = Tracker(run_dir)
         method = algorithm_class(config.method)
         torch.manual_seed(config.seed)  # new adapters start from random weights
         self.roles = build_roles(config.algorithm, models)
-        tune_compute(self.roles, config, world)
+        tune_compute(self.roles, config, ranks)
         for role in {id(role.body): role for role in self.roles.values()}.values():
-            shard(role.body, role.blocks, world, config.parallel.cpu_offload)
+            shard(role.body, role.blocks, ranks, config.parallel.cpu_offload)
         calls = {name: role.call for name, role in self.roles.items()}
-        codecs = Codecs(config, world.device)
-        rewards, own_sampler = rewards_of(config, codecs, world), codecs.entry.preset.sampler
+        codecs = Codecs(config, ranks.device)
+        rewards, own_sampler = rewards_of(config, codecs, ranks), codecs.entry.preset.sampler
         self.algorithm = method(config.algorithm, calls, rewards.get(TRAINED), own_sampler)
         self.optimizers = {
             name: adamw(role.settings, role.trained.values())
@@ -72,13 +76,13 @@ class Trainer:
         self.data = build_data(config, codecs)
         self.validator = None
         if config.validation is not None:
-            sampler = Sampler(codecs, run_dir / "samples", world, rewards)
+            sampler = VideoDrawer(codecs, run_dir / "samples", ranks, rewards)
             self.validator = Validator(
-                config, self.algorithm, self.roles, sampler, self.tracker, world
+                config, self.algorithm, self.roles, sampler, self.tracker, ranks
             )
         self.step = 0
         self.figures: dict[str, Tensor] = {}  # the newest of each: not every role moves every step
-        self.skipped = SkippedSteps(list(self.optimizers), self.tracker, world)
+        self.skipped = SkippedSteps(list(self.optimizers), self.tracker, ranks)
         self.stop_signal = False
 
     # ---------------------------------------------------------------- the loop
@@ -94,7 +98,7 @@ class Trainer:
                 self._loop()
             except RewardError as error:  # the trained weights are those of the last whole step
                 self._save()
-                if self.world.is_main:
+                if self.ranks.is_main:
                     self.tracker.event("reward_failed", step=self.step, reason=str(error))
                 raise
         return self._finish()
@@ -128,15 +132,15 @@ class Trainer:
         losses: list[Loss] = []
         prompts: list[str] = []  # of the micro-batches whose loss is not finite
         for micro in range(num_micro):
-            stream = micro * self.world.num_data_ranks + self.world.data_rank
-            num_streams = num_micro * self.world.num_data_ranks
-            batch = self.data.batch(self.step, stream, num_streams).to(self.world.device)
-            if self.world.num_ranks > 1:
+            stream = micro * self.ranks.num_data_ranks + self.ranks.data_rank
+            num_streams = num_micro * self.ranks.num_data_ranks
+            batch = self.data.batch(self.step, stream, num_streams).to(self.ranks.device)
+            if self.ranks.num_ranks > 1:
                 role.body.set_requires_gradient_sync(micro == num_micro - 1)  # type: ignore[operator]
-            with autocast(self.config.precision, self.world):
+            with autocast(self.config.precision, self.ranks):
                 loss = update.loss(batch, self._rng(stream, number))
             # sharding takes the mean over all ranks, but a context group's gradients are a sum
-            (loss.value * self.world.context / num_micro).backward()
+            (loss.value * self.ranks.context / num_micro).backward()
             losses.append(loss)
             if not torch.isfinite(loss.value):
                 prompts += batch.prompts
@@ -182,8 +186,8 @@ class Trainer:
         if self.step % self.config.log_every and self.step != self.config.num_steps:
             return
         figures = figures | lora_norms(self.roles)
-        values = mean_over_ranks(torch.stack([v.float() for v in figures.values()]), self.world)
-        if self.world.is_main:
+        values = mean_over_ranks(torch.stack([v.float() for v in figures.values()]), self.ranks)
+        if self.ranks.is_main:
             by_name = dict(zip(figures, values.tolist(), strict=True))
             self.tracker.metrics(self.step, {**by_name, "step_sec": step_sec})
             left_min = (self.config.num_steps - self.step) * step_sec / 60
@@ -200,9 +204,9 @@ class Trainer:
     def _asked(self, what: str) -> bool:
         """Whether someone touched control/`what` (removed at once) or, to stop, sent a signal."""
         flag = self.run_dir / "control" / what
-        asked = self.world.is_main and flag.exists()
-        asked = any_rank(asked or (what == "stop" and self.stop_signal), self.world)
-        if asked and self.world.is_main:
+        asked = self.ranks.is_main and flag.exists()
+        asked = any_rank(asked or (what == "stop" and self.stop_signal), self.ranks)
+        if asked and self.ranks.is_main:
             flag.unlink(missing_ok=True)
         return asked
 
@@ -224,8 +228,8 @@ class Trainer:
     def _save(self) -> None:
         if self._saved_here():
             return
-        save_checkpoint(self.run_dir, self.step, self.roles, self.optimizers, self.world)
-        if self.world.is_main:
+        save_checkpoint(self.run_dir, self.step, self.roles, self.optimizers, self.ranks)
+        if self.ranks.is_main:
             if self.validator is not None:
                 self.validator.write_best()
             prune_checkpoints(self.run_dir, self.config.keep_checkpoints)
@@ -235,36 +239,36 @@ class Trainer:
 
     def _prepare_run_dir(self) -> None:
         refuse_other_run(self.run_dir, self.config)
-        if self.world.is_main:
+        if self.ranks.is_main:
             (self.run_dir / "control").mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
             (self.run_dir / "config.yaml").write_text(text)
             process = {"pid": os.getpid(), "host": socket.gethostname()}
-            self.tracker.event("started", num_ranks=self.world.num_ranks, **process)
-        barrier(self.world)
+            self.tracker.event("started", num_ranks=self.ranks.num_ranks, **process)
+        barrier(self.ranks)
 
     def _resume(self) -> None:
         """Continues from the newest whole checkpoint, if there is one."""
         folders = checkpoint_folders(self.run_dir)
         if folders:
-            self.step = load_checkpoint(folders[-1], self.roles, self.optimizers, self.world)
-        if self.world.is_main:
+            self.step = load_checkpoint(folders[-1], self.roles, self.optimizers, self.ranks)
+        if self.ranks.is_main:
             self.tracker.forget_after(self.step)
             if self.step:
                 self.tracker.event("resumed", step=self.step)
-        barrier(self.world)
+        barrier(self.ranks)
 
     def _finish(self) -> bool:
         """Saves what is not saved yet and, of a complete run, exports."""
         self._save()
-        barrier(self.world)
+        barrier(self.ranks)
         exported = self._export() if self._complete else {}
-        if self.world.is_main:
+        if self.ranks.is_main:
             if self._complete and self.step < self.config.num_steps:
                 self.tracker.event("stopped_early", step=self.step)
             kind = "finished" if self._complete else "stopped"
             self.tracker.event(kind, step=self.step, **exported)
-        barrier(self.world)
+        barrier(self.ranks)
         return self._complete
 
     def _export(self) -> dict[str, int]:
@@ -275,9 +279,9 @@ class Trainer:
         settings, step = self.config.validation, self.step
         best = best_checkpoint(self.run_dir) if settings and settings.export == "best" else None
         if best is not None:
-            step = load_checkpoint(best, self.roles, self.optimizers, self.world)
+            step = load_checkpoint(best, self.roles, self.optimizers, self.ranks)
         folder = self.run_dir / "export"
-        export_role(self.config, self.algorithm, self.roles, folder, self.world)
+        export_role(self.config, self.algorithm, self.roles, folder, self.ranks)
         return {"exported_step": step}
 
     def _saved_here(self) -> bool:
@@ -299,12 +303,12 @@ class Trainer:
                 signal.signal(signum, handler)
 
 
-def rewards_of(config: TrainConfig[Any], codecs: Codecs, world: World) -> dict[str, LatentScore]:
+def rewards_of(config: TrainConfig[Any], codecs: Codecs, ranks: Ranks) -> dict[str, LatentScore]:
     """The run's rewards by name: the one it trains on, and the one it never does."""
     held_out = config.validation.held_out if config.validation else None
     choices = {TRAINED: config.reward, HELD_OUT: held_out}
     return {
-        name: LatentScore(load_reward(choice, world.device), choice, codecs.video.vae, world)
+        name: LatentScore(load_reward(choice, ranks.device), choice, codecs.video.vae, ranks)
         for name, choice in choices.items()
         if choice is not None
     }

@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines.strict import explain
-from trainers.settings.run import TrainConfig, merge
+from trainers.settings.run import TrainConfig, apply_overrides
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         ) from error
     if not isinstance(tree, dict):
         raise ValueError(f"configuration: {path} must hold settings, one `name: value` a line")
-    return merge(tree, overrides)
+    return apply_overrides(tree, overrides)
 
 
 def build_config(tree: dict[str, Any]) -> TrainConfig[Any]:

@@ -66,7 +66,7 @@ FLAVOURS = (
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorRole:
     """What one tensor of a file is.
 
     `name` is diffusers' name of the layer, of a delta that of the parameter; the file's own name
@@ -78,7 +78,7 @@ class Part:
     known: bool
 
 
-def recognise(keys: Iterable[str]) -> tuple[Flavour, dict[str, Part]]:
+def recognise(keys: Iterable[str]) -> tuple[Flavour, dict[str, TensorRole]]:
     """The flavour of a file with these keys, and what each of them is.
 
     ValueError, to follow "adapter FILE ", where one is no part of a LoRA or none is a layer of Wan.
@@ -86,7 +86,7 @@ def recognise(keys: Iterable[str]) -> tuple[Flavour, dict[str, Part]]:
     keys = list(keys)
     if not keys:
         raise ValueError("is incomplete: it is empty; copy or download it again")
-    best: tuple[Flavour, dict[str, Part | None]] | None = None
+    best: tuple[Flavour, dict[str, TensorRole | None]] | None = None
     most = -1
     for flavour in FLAVOURS:
         parts = {key: _part(flavour, key) for key in keys}
@@ -107,7 +107,7 @@ def recognise(keys: Iterable[str]) -> tuple[Flavour, dict[str, Part]]:
     return best[0], sorted_parts
 
 
-def _part(flavour: Flavour, key: str) -> Part | None:
+def _part(flavour: Flavour, key: str) -> TensorRole | None:
     """What the key is by one flavour's rules, with an unknown layer where only the part is read."""
     for wrapper in WRAPPERS:
         key = key.replace(wrapper, "")
@@ -119,12 +119,12 @@ def _part(flavour: Flavour, key: str) -> Part | None:
         if kind == "modulation":
             layer += ".modulation"
         if kind == "guidance":
-            return Part(kind, f"{layer}{key[match.end(2) :]}", True)
+            return TensorRole(kind, f"{layer}{key[match.end(2) :]}", True)
         name = None if prefix is None else flavour.layers.to_diffusers(layer)
         if name is None:
-            return Part(kind, layer, False)
+            return TensorRole(kind, layer, False)
         own = kind in ("weight", "bias") and not is_parameter(name)
-        return Part(kind, f"{name}.{kind}" if own else name, True)
+        return TensorRole(kind, f"{name}.{kind}" if own else name, True)
     return None
 
 

@@ -34,7 +34,7 @@ class Outline:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Match:
     """The layers and deltas that a model has, and a sentence where that is not all."""
 
     layers: tuple[str, ...]
@@ -102,22 +102,22 @@ def transformer_shapes(entry: ModelEntry) -> Shapes | None:
     return None if names is None else {names[name]: shape for name, shape in shapes.items()}
 
 
-def fit(layers: Shapes, deltas: Shapes, model: Shapes) -> Fit:
+def find_match(layers: Shapes, deltas: Shapes, model: Shapes) -> Match:
     """What of a LoRA a model with these parameters has, by the shapes of the changes.
 
     ValueError, to follow "adapter FILE ", where it has nothing.
     """
-    fitting = [name for name, shape in layers.items() if _alike(shape, model.get(f"{name}.weight"))]
+    match = [name for name, shape in layers.items() if _alike(shape, model.get(f"{name}.weight"))]
     fitting_deltas = [name for name, shape in deltas.items() if _alike(shape, model.get(name))]
-    odd = [n for n in (*layers, *deltas) if n not in fitting and n not in fitting_deltas]
-    if not fitting and not fitting_deltas:
+    odd = [n for n in (*layers, *deltas) if n not in match and n not in fitting_deltas]
+    if not match and not fitting_deltas:
         raise ValueError(_why_not(odd, layers, deltas, model))
     note = None
     if odd:
-        counted = f"{len(fitting)} of {len(layers)} layers"
+        counted = f"{len(match)} of {len(layers)} layers"
         counted += f" and {len(fitting_deltas)} of {len(deltas)} deltas" if deltas else ""
         note = f"{counted} fit this model; the others, such as {odd[0]}, are left out"
-    return Fit(tuple(fitting), tuple(fitting_deltas), note)
+    return Match(tuple(match), tuple(fitting_deltas), note)
 
 
 def _alike(shape: tuple[int, ...], here: tuple[int, ...] | None) -> bool:
@@ -145,9 +145,9 @@ def summary(lora: Outline, model: Shapes | None = None) -> str:
 
     ValueError, to follow "adapter FILE ", where the model has nothing of it.
     """
-    found = Fit(tuple(lora.layers), tuple(lora.deltas), None)
+    found = Match(tuple(lora.layers), tuple(lora.deltas), None)
     if model is not None:
-        found = fit(lora.layers, lora.deltas, model)
+        found = find_match(lora.layers, lora.deltas, model)
     of = "" if model is None else f" of {len(lora.layers)}"
     ranks = sorted(set(lora.ranks.values()))
     words = [f"{lora.flavour}: {len(found.layers)}{of} layers"]

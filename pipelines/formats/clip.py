@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from pipelines.files.weight_configs import image_encoder_config
 from pipelines.files.weight_names import NameTable
 from pipelines.formats.build import build_network
-from pipelines.formats.parts import Part
+from pipelines.formats.parts import StoredNetwork
 from pipelines.formats.weights import Weight, open_weights
 
 UNREAD = ("textual.", "log_scale", "visual.head")
@@ -39,7 +39,7 @@ BATCHED = {
 }
 
 
-def open_image_encoder(file: Path) -> Part:
+def open_image_encoder(file: Path) -> StoredNetwork:
     """The half of models_clip_*.pth that sees, by transformers' names."""
     weights = open_weights([file])
     tensors: dict[str, Weight] = {}
@@ -62,7 +62,7 @@ def open_image_encoder(file: Path) -> Part:
     shapes = {name: weight.shape for name, weight in tensors.items()}
     if "embeddings.patch_embedding.weight" not in shapes:
         raise ValueError(f"model: {file} is incomplete; copy or download it again")
-    return Part(tensors, image_encoder_config(shapes))
+    return StoredNetwork(tensors, image_encoder_config(shapes))
 
 
 def load_native_image_encoder(file: Path, device: str) -> CLIPVisionModel:
@@ -73,7 +73,7 @@ def load_native_image_encoder(file: Path, device: str) -> CLIPVisionModel:
     return encoder.requires_grad_(False).eval().to(device)
 
 
-def native_image_encoder(part: Part) -> dict[str, Weight]:
+def native_image_encoder(part: StoredNetwork) -> dict[str, Weight]:
     """The weights of a transformers network by Wan's names."""
     tensors = {n.removeprefix(OLD_PREFIX): weight for n, weight in part.tensors.items()}
     native: dict[str, Weight] = {}

@@ -22,11 +22,11 @@ from pipelines.files.layouts import (
     vae_path,
 )
 from pipelines.formats.clip import open_image_encoder
-from pipelines.formats.parts import Part, open_text_encoder, open_transformer, open_vae
+from pipelines.formats.parts import StoredNetwork, open_text_encoder, open_transformer, open_vae
 from pipelines.formats.weights import open_weights
 from pipelines.formats.writers import (
     Companions,
-    Model,
+    StoredModel,
     write_comfyui,
     write_diffusers,
     write_native,
@@ -56,12 +56,12 @@ def convert(entry: ModelEntry, destination: Path, layout: Layout) -> tuple[str, 
     return notes
 
 
-def _spec_file(model: Model, layout: Layout) -> str:
+def _spec_file(model: StoredModel, layout: Layout) -> str:
     alone = layout == "comfyui" and model.companions is None
     return f"diffusion_models/{model.name}.json" if alone else "sampler.json"
 
 
-def _write_spec(entry: ModelEntry, spec: CheckpointSpec, model: Model, file: Path) -> None:
+def _write_spec(entry: ModelEntry, spec: CheckpointSpec, model: StoredModel, file: Path) -> None:
     """How to use what is written; of a transformer alone only where its base is known."""
     base = entry.base or entry.preset.base
     if model.companions is None:
@@ -83,13 +83,13 @@ def _source(entry: ModelEntry) -> Path:
     return path
 
 
-def open_model(source: Path, name: str) -> Model:
+def open_model(source: Path, name: str) -> StoredModel:
     """A model's folder in diffusers' or Wan's layout, or a transformer in a folder or file alone.
 
     No tensor is read yet. ValueError names a file that is missing, damaged or foreign.
     """
     if not is_model_folder(source):
-        return Model(name, _open_transformer(source))
+        return StoredModel(name, _open_transformer(source))
     vae, text_encoder = vae_path(source), text_encoder_path(source)
     image_encoder = image_encoder_path(source)
     companions = Companions(
@@ -100,25 +100,25 @@ def open_model(source: Path, name: str) -> Model:
         tokenizer=tokenizer_path(source),
         image_encoder=_open_image_encoder(image_encoder) if image_encoder.exists() else None,
     )
-    return Model(name, _open_transformer(transformer_path(source)), companions)
+    return StoredModel(name, _open_transformer(transformer_path(source)), companions)
 
 
-def _open_transformer(path: Path) -> Part:
+def _open_transformer(path: Path) -> StoredNetwork:
     return _open_diffusers(path) if is_diffusers_part(path) else open_transformer(path)
 
 
-def _open_image_encoder(path: Path) -> Part:
+def _open_image_encoder(path: Path) -> StoredNetwork:
     return _open_diffusers(path) if path.is_dir() else open_image_encoder(path)
 
 
-def _open_diffusers(folder: Path) -> Part:
+def _open_diffusers(folder: Path) -> StoredNetwork:
     weights = open_weights(weight_files(folder))
     dtype = weights.metadata.get(DTYPE_KEY)
     metadata = {DTYPE_KEY: dtype} if dtype else {}
-    return Part(weights.tensors, read_json(folder / "config.json"), metadata)
+    return StoredNetwork(weights.tensors, read_json(folder / "config.json"), metadata)
 
 
-def _require_room(model: Model, destination: Path) -> None:
+def _require_room(model: StoredModel, destination: Path) -> None:
     """ValueError where the disk is too small, before anything is written."""
     parent = next(folder for folder in destination.absolute().parents if folder.is_dir())
     needed = sum(w.num_bytes for part in model.parts for w in part.tensors.values())

@@ -30,7 +30,7 @@ from pipelines.sampling.guidance_embedder import (
 
 
 @dataclass(frozen=True)
-class Part:
+class StoredNetwork:
     """One network in files: weights by diffusers names, diffusers configuration, and metadata."""
 
     tensors: dict[str, Weight]
@@ -43,7 +43,7 @@ class Part:
         return {name: weight.shape for name, weight in self.tensors.items()}
 
 
-def open_transformer(path: Path) -> Part:
+def open_transformer(path: Path) -> StoredNetwork:
     """A transformer from one file, or a folder with diffusion_pytorch_model*.safetensors."""
     files = transformer_files(path) if path.is_dir() else [path]
     weights = open_weights(files)
@@ -60,7 +60,9 @@ def open_transformer(path: Path) -> Part:
         dtype = "bfloat16"
     metadata = {DTYPE_KEY: dtype} if dtype else {}
     try:
-        return Part(tensors, transformer_config(shapes, _stated(files[0], weights)), metadata)
+        return StoredNetwork(
+            tensors, transformer_config(shapes, _stated(files[0], weights)), metadata
+        )
     except ValueError as error:
         raise ValueError(f"model: {files[0]} cannot be used: {error}") from error
 
@@ -74,17 +76,17 @@ def _stated(file: Path, weights: Weights) -> Config:
     return read_json(beside) if beside.is_file() else {}
 
 
-def open_vae(file: Path) -> Part:
+def open_vae(file: Path) -> StoredNetwork:
     """The VAE of Wan2.1_VAE.pth."""
     weights = open_weights([file])
     tensors = _renamed(file, weights, vae_table(*vae_size(weights.tensors)))
-    return Part(tensors, _configured(file, vae_config, tensors))
+    return StoredNetwork(tensors, _configured(file, vae_config, tensors))
 
 
-def open_text_encoder(file: Path) -> Part:
+def open_text_encoder(file: Path) -> StoredNetwork:
     """The text encoder of models_t5_umt5-xxl-enc-bf16.pth."""
     tensors = _renamed(file, open_weights([file]), TEXT_ENCODER)
-    return Part(tensors, _configured(file, text_encoder_config, tensors))
+    return StoredNetwork(tensors, _configured(file, text_encoder_config, tensors))
 
 
 def _renamed(file: Path, weights: Weights, table: NameTable) -> dict[str, Weight]:

@@ -41,7 +41,7 @@ from pipelines.files.weight_configs import (
 )
 from pipelines.files.weight_names import TEXT_ENCODER, TRANSFORMER, NameTable, vae_size, vae_table
 from pipelines.formats.clip import OLD_PREFIX, native_image_encoder
-from pipelines.formats.parts import Part
+from pipelines.formats.parts import StoredNetwork
 from pipelines.formats.weights import Weight, save_safetensors
 
 SHARD_BYTES = 5 * 10**9
@@ -52,22 +52,22 @@ SENTENCEPIECE = "spiece.model"
 class Companions:
     """All of a model but its transformer."""
 
-    vae: Part
-    text_encoder: Part
+    vae: StoredNetwork
+    text_encoder: StoredNetwork
     tokenizer: Path
-    image_encoder: Part | None
+    image_encoder: StoredNetwork | None
 
 
 @dataclass(frozen=True)
-class Model:
+class StoredModel:
     """What is converted; `name` is for files that have no name of their own."""
 
     name: str
-    transformer: Part
+    transformer: StoredNetwork
     companions: Companions | None = None
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[StoredNetwork]:
         """All networks."""
         others = self.companions
         if others is None:
@@ -76,7 +76,7 @@ class Model:
         return [part for part in found if part is not None]
 
 
-def write_diffusers(model: Model, folder: Path, spec: CheckpointSpec) -> tuple[str, ...]:
+def write_diffusers(model: StoredModel, folder: Path, spec: CheckpointSpec) -> tuple[str, ...]:
     """A pipeline's folder that stock diffusers loads, or a transformer's."""
     others = model.companions
     if others is None:
@@ -113,20 +113,20 @@ def write_diffusers(model: Model, folder: Path, spec: CheckpointSpec) -> tuple[s
     return ()
 
 
-def _write_network(network: Any, part: Part, folder: Path) -> None:
+def _write_network(network: Any, part: StoredNetwork, folder: Path) -> None:
     save_sharded(part.tensors, folder, TRANSFORMER_FILE, part.metadata)
     with init_empty_weights():
         network.from_config(part.config).save_config(folder)
 
 
 def _write_encoder(
-    config: type[PreTrainedConfig], architecture: str, part: Part, folder: Path
+    config: type[PreTrainedConfig], architecture: str, part: StoredNetwork, folder: Path
 ) -> None:
     save_sharded(part.tensors, folder, "model")
     config(**part.config | {"architectures": [architecture]}).save_pretrained(folder)
 
 
-def write_native(model: Model, folder: Path, spec: CheckpointSpec) -> tuple[str, ...]:
+def write_native(model: StoredModel, folder: Path, spec: CheckpointSpec) -> tuple[str, ...]:
     """A folder as Wan-Video publishes it; what its files cannot say goes into FILE.json."""
     transformer, others = model.transformer, model.companions
     metadata = {"config": json.dumps(transformer.config), **transformer.metadata}
@@ -150,24 +150,24 @@ def write_native(model: Model, folder: Path, spec: CheckpointSpec) -> tuple[str,
     )
 
 
-def _vae_table(part: Part) -> NameTable:
+def _vae_table(part: StoredNetwork) -> NameTable:
     return vae_table(*vae_size(part.tensors))
 
 
-def _inferred_vae_config(part: Part) -> Config:
+def _inferred_vae_config(part: StoredNetwork) -> Config:
     """What a reader of Wan's own file takes the VAE's configuration for."""
     with init_empty_weights():
         return dict(AutoencoderKLWan.from_config(vae_config(part.shapes)).config)
 
 
-def _write_unsaid(part: Part, inferred: Config, file: Path) -> None:
+def _write_unsaid(part: StoredNetwork, inferred: Config, file: Path) -> None:
     unsaid = {k: v for k, v in part.config.items() if k in inferred and inferred[k] != v}
     unsaid = {key: value for key, value in unsaid.items() if not key.startswith("_")}
     if unsaid:
         _write_json(file.with_suffix(".json"), unsaid)
 
 
-def write_comfyui(model: Model, folder: Path, spec: CheckpointSpec) -> tuple[str, ...]:
+def write_comfyui(model: StoredModel, folder: Path, spec: CheckpointSpec) -> tuple[str, ...]:
     """Folders to put into ComfyUI's models/, with one file each."""
     transformer, others = model.transformer, model.companions
     file = f"{model.name}.safetensors"
@@ -208,7 +208,7 @@ def _bytes_of(file: Path) -> Weight:
     return Weight((file.stat().st_size,), torch.uint8, read)
 
 
-def _native(part: Part, table: NameTable) -> dict[str, Weight]:
+def _native(part: StoredNetwork, table: NameTable) -> dict[str, Weight]:
     renamed = {}
     for name, weight in part.tensors.items():
         theirs = table.to_native(name)

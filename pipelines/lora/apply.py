@@ -18,7 +18,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from pipelines.files.disk import fingerprint
-from pipelines.files.lora_outline import Fit, Shapes, fit
+from pipelines.files.lora_outline import Match, Shapes, find_match
 from pipelines.lora.file import (
     Lora,
     read_lora,
@@ -114,39 +114,39 @@ def _attach(transformer: WanTransformer3DModel, path: str, name: str) -> Attachm
     lora = read_lora(Path(path))
     parameters = base_parameters(transformer)
     model = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    fitting = fit_lora(path, lora, model)
+    match = match_lora(path, lora, model)
     if lora.guidance:
         load_guidance_embedder(transformer, lora.guidance, name)
     weights: dict[str, Tensor] = {}
-    for layer in fitting.layers:
+    for layer in match.layers:
         down, up, base = lora.down[layer], lora.up[layer], parameters[f"{layer}.weight"]
         rank, kernel = down.shape[0], base.shape[2:]  # the patch embedding is a convolution
         weights[f"{layer}.lora_A.weight"] = down.reshape(rank, *base.shape[1:])
         weights[f"{layer}.lora_B.weight"] = up.reshape(-1, rank, *(1 for _ in kernel))
     if weights:
-        ranks = {layer: lora.down[layer].shape[0] for layer in fitting.layers}
+        ranks = {layer: lora.down[layer].shape[0] for layer in match.layers}
         _add_factors(transformer, weights, ranks, name)
-    biases = {layer: b for layer, b in lora.up_biases.items() if f"{layer}.bias" in fitting.deltas}
+    biases = {layer: b for layer, b in lora.up_biases.items() if f"{layer}.bias" in match.deltas}
     in_full = Lora(
         {layer: lora.down[layer] for layer in biases},
         {},
         {layer: alpha for layer, alpha in lora.alphas.items() if layer in biases},
-        deltas={n: delta for n, delta in lora.deltas.items() if n in fitting.deltas},
+        deltas={n: delta for n, delta in lora.deltas.items() if n in match.deltas},
         up_biases=biases,
     )
-    alphas = {layer: lora.alphas.get(layer, lora.down[layer].shape[0]) for layer in fitting.layers}
-    return Attachment(alphas, in_full, bool(lora.guidance), fitting.note)
+    alphas = {layer: lora.alphas.get(layer, lora.down[layer].shape[0]) for layer in match.layers}
+    return Attachment(alphas, in_full, bool(lora.guidance), match.note)
 
 
-def fit_lora(path: str, lora: Lora, model: Shapes) -> Fit:
+def match_lora(path: str, lora: Lora, model: Shapes) -> Match:
     """What of a file a model with these parameters has. ValueError where that is nothing."""
     deltas = {name: tuple(delta.shape) for name, delta in lora.deltas.items()}
     deltas |= {f"{layer}.bias": tuple(bias.shape) for layer, bias in lora.up_biases.items()}
     try:
-        fitting = fit(lora.shapes, deltas, model)
+        match = find_match(lora.shapes, deltas, model)
     except ValueError as error:
         raise ValueError(f"adapter {path} {error}") from error
-    return replace(fitting, note=fitting.note and f"adapter {path}: {fitting.note}")
+    return replace(match, note=match.note and f"adapter {path}: {match.note}")
 
 
 def _add_factors(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipelines.files.disk import atomic_path
 from pipelines.files.lora_alpha import stated_settings
-from pipelines.files.lora_names import DELTAS, Part, recognise
+from pipelines.files.lora_names import DELTAS, TensorRole, recognise
 from pipelines.files.lora_outline import adapter_file, lora_shapes
 from pipelines.files.tensors import Header
 from pipelines.files.weight_names import TRANSFORMER
@@ -127,7 +127,7 @@ def _parse(path: Path, tensors: dict[str, Tensor], settings: dict[str, Any]) -> 
     return lora
 
 
-def _put(lora: Lora, part: Part, tensor: Tensor) -> None:
+def _put(lora: Lora, part: TensorRole, tensor: Tensor) -> None:
     """Adds one tensor of a file to what has been read."""
     if part.kind == "alpha":
         lora.alphas[part.name] = float(tensor)

@@ -22,10 +22,10 @@ from pipelines.files.disk import atomic_folder, fingerprint
 from pipelines.files.layouts import transformer_path
 from pipelines.files.lora_outline import Shapes
 from pipelines.formats.convert import open_model
-from pipelines.formats.parts import Part
+from pipelines.formats.parts import StoredNetwork
 from pipelines.formats.weights import Weight
 from pipelines.formats.writers import write_diffusers
-from pipelines.lora.apply import base_parameters, fit_lora
+from pipelines.lora.apply import base_parameters, match_lora
 from pipelines.lora.file import read_lora, require_one_guide, scaled_deltas, scaled_guidance
 from pipelines.models.loading import load_transformer
 from pipelines.recipe import Adapter
@@ -42,9 +42,9 @@ class Merger:
     def __init__(self, adapters: Sequence[Adapter], model: Shapes):
         ordered = sorted(adapters, key=lambda adapter: fingerprint(Path(adapter.path)))
         self.loras = [(adapter, read_lora(Path(adapter.path))) for adapter in ordered]
-        self.fits = [fit_lora(adapter.path, lora, model) for adapter, lora in self.loras]
+        self.fits = [match_lora(adapter.path, lora, model) for adapter, lora in self.loras]
         self.deltas = [scaled_deltas(lora, adapter) for adapter, lora in self.loras]
-        self.notes = tuple(fitting.note for fitting in self.fits if fitting.note)
+        self.notes = tuple(match.note for match in self.fits if match.note)
         guides = [(adapter, lora) for adapter, lora in self.loras if lora.guidance]
         require_one_guide([adapter.path for adapter, _ in guides])
         self.guidance: dict[str, Tensor] = {}
@@ -55,13 +55,11 @@ class Merger:
         """The parameter of that name with all changes, in its own type."""
         layer = name.removesuffix(".weight")
         change = torch.zeros_like(weight, dtype=torch.float32)
-        for (adapter, lora), fitting, deltas in zip(
-            self.loras, self.fits, self.deltas, strict=True
-        ):
-            if layer in fitting.layers:
+        for (adapter, lora), match, deltas in zip(self.loras, self.fits, self.deltas, strict=True):
+            if layer in match.layers:
                 product = adapter.strength * lora.product(layer, adapter.lora_alpha)
                 change += product.to(change.device).view_as(change)
-            if name in fitting.deltas:
+            if name in match.deltas:
                 change += deltas[name].to(change.device).view_as(change)
         return (weight.float() + change).to(weight.dtype)
 
@@ -88,7 +86,9 @@ def load_merged(base: ModelEntry, dtype: torch.dtype, device: str) -> WanTransfo
     return transformer
 
 
-def open_merged(base: ModelEntry, adapters: Sequence[Adapter] = ()) -> tuple[Part, tuple[str, ...]]:
+def open_merged(
+    base: ModelEntry, adapters: Sequence[Adapter] = ()
+) -> tuple[StoredNetwork, tuple[str, ...]]:
     """A model's transformer with its own LoRA and these merged, a tensor at a time; the notes."""
     part = open_model(own_transformer(base), base.preset.name).transformer
     merger = Merger([*own_adapters(base), *adapters], part.shapes)

@@ -55,7 +55,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Fit:
+class MemoryPlan:
     """The settings, what they need on the device, and why in a sentence or two."""
 
     settings: MemorySettings
@@ -69,7 +69,7 @@ def num_tokens(recipe: Recipe) -> int:
     return frames * (height // 2) * (width // 2)
 
 
-def fit(sizes: Sizes, free_bytes: float, free_ram_bytes: float) -> Fit:
+def plan_memory(sizes: Sizes, free_bytes: float, free_ram_bytes: float) -> MemoryPlan:
     """The fastest settings that fit the device's free memory and the free RAM.
 
     What leaves the video as it is comes before fp8 storage, which changes it a little. ValueError
@@ -78,7 +78,7 @@ def fit(sizes: Sizes, free_bytes: float, free_ram_bytes: float) -> Fit:
     for settings in candidates():
         need = device_bytes(sizes, settings)
         if need <= free_bytes and ram_bytes(sizes, settings) <= free_ram_bytes:
-            return Fit(settings, need, _explain(sizes, settings, need, free_bytes))
+            return MemoryPlan(settings, need, _explain(sizes, settings, need, free_bytes))
     least = device_bytes(sizes, settings)
     raise ValueError(
         f"memory: this model and size need {least / GB:.1f} GB of the device at least, with "

@@ -23,7 +23,7 @@ from pipelines.memory import (
     MemorySettings,
     parse_memory,
 )
-from pipelines.models.fit_memory import Sizes, fit, num_tokens
+from pipelines.models.fit_memory import Sizes, num_tokens, plan_memory
 from pipelines.models.loading import Components
 from pipelines.recipe import Recipe
 
@@ -196,7 +196,7 @@ def _choose(components: Components, device: str, recipe: Recipe) -> tuple[Memory
     free_bytes = torch.cuda.mem_get_info(device)[0]
     # What was loaded lies in RAM now, and is free again where it leaves.
     free_ram_bytes = psutil.virtual_memory().available + _loaded_bytes(components)
-    chosen = fit(sizes(components, recipe), free_bytes, free_ram_bytes)
+    chosen = plan_memory(sizes(components, recipe), free_bytes, free_ram_bytes)
     return chosen.settings, chosen.explanation
 
 

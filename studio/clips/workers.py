@@ -47,7 +47,7 @@ def store_path(data: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Workplace:
+class WorkerSettings:
     """What a worker process is told: where all lies."""
 
     data: Path
@@ -58,7 +58,7 @@ class Workplace:
 class Workers:
     """Runs the queue of a workplace on `devices` until `stop`."""
 
-    def __init__(self, store: Store, place: Workplace, devices: Sequence[str]):
+    def __init__(self, store: Store, place: WorkerSettings, devices: Sequence[str]):
         self.store = store
         self.devices = tuple(devices)
         self._place = place
@@ -186,7 +186,7 @@ def is_alive(pid: int | None, created: float | None) -> bool:
 
 
 @functools.cache
-def _resident_models(place: Workplace, device: str) -> "ModelCache":
+def _resident_models(place: WorkerSettings, device: str) -> "ModelCache":
     """The models of this process; they stay in memory from job to job."""
     import torch
 
@@ -210,13 +210,13 @@ def _worker_store(data: Path) -> Store:
     return Store(store_path(data))
 
 
-def warm_up(place: Workplace, device: str, model: str, memory: str) -> None:
+def warm_up(place: WorkerSettings, device: str, model: str, memory: str) -> None:
     """Imports torch and loads `model`."""
     models = _resident_models(place, device)
     models.components(models.registry.recipe(model, prompt="", memory=memory))
 
 
-def run_job(place: Workplace, device: str, job_id: int) -> None:
+def run_job(place: WorkerSettings, device: str, job_id: int) -> None:
     """Makes the clip of one job and writes how it ended into the store."""
     store = _worker_store(place.data)
     job = store.begin(job_id, os.getpid(), psutil.Process().create_time())
@@ -231,7 +231,7 @@ def run_job(place: Workplace, device: str, job_id: int) -> None:
         preview_path(place.data, job.key).unlink(missing_ok=True)
 
 
-def _make_clip(store: Store, job: Job, place: Workplace, device: str) -> None:
+def _make_clip(store: Store, job: Job, place: WorkerSettings, device: str) -> None:
     from pipelines.generate import Clip, generate
 
     recipe, models = Recipe.model_validate_json(job.recipe), _resident_models(place, device)

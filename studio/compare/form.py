@@ -16,10 +16,9 @@ from pipelines.strict import explain
 from studio.compare.first_frame import FirstFrame
 from studio.compare.hints import memory_choices
 from studio.compare.variants import LORA_FIELDS, SHARED_FIELDS, Variant
+from studio.page.handlers import Updates
 
 NO_LORA = ""
-PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-Updates = dict[Component, Any]
 
 
 @dataclass(frozen=True)

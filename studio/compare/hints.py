@@ -1,7 +1,10 @@
 """What the memory choice of Compare means, in a line or two below it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from pipelines.catalog.registry import Registry
+from pipelines.files.lora_outline import lora_shapes, outline, summary, transformer_shapes
 from pipelines.memory import EXPLAINED, parse_memory
 from studio.studio import NUM_RECENT_CLIPS, Studio
 
@@ -43,3 +46,18 @@ def _explanations(studio: Studio, models: Sequence[str]) -> dict[str, str]:
         if recipe.memory == "fit" and recipe.model in models and told:
             found.setdefault(recipe.model, told[0].removeprefix(EXPLAINED))
     return found
+
+
+NO_HINT = "A small file that changes the model"
+
+
+def lora_hint(registry: Registry, model: str, lora: str | None) -> str:
+    """The line for a LoRA on a model, read from headers alone; also why it cannot be used."""
+    if not lora:
+        return NO_HINT
+    entry = registry.entry(model)
+    shapes = None if entry.folder is None else transformer_shapes(entry)
+    try:
+        return summary(outline(lora_shapes(Path(lora))), shapes)
+    except ValueError as error:
+        return f"It {error}"

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from studio.studio import Forecast, plural
+from studio.page.words import plural
+from studio.studio import Forecast
 
 
 def field_id(label: str, name: str) -> str:

@@ -10,8 +10,8 @@ from gradio.components import Component
 from pipelines.catalog.registry import ModelEntry, Registry
 from pipelines.recipe import SamplerName
 from studio.compare.first_frame import draw_first_frame
-from studio.compare.form import NO_LORA, PRIVATE, Form, Panel
-from studio.compare.hints import PLAIN_HINT, memory_choices
+from studio.compare.form import NO_LORA, Form, Panel
+from studio.compare.hints import NO_HINT, PLAIN_HINT, memory_choices
 from studio.compare.html import field_id
 from studio.compare.images import Example
 from studio.compare.variants import (
@@ -23,7 +23,7 @@ from studio.compare.variants import (
     lora_name,
     own_variant,
 )
-from studio.lora_hints import NO_HINT
+from studio.page.handlers import PRIVATE
 
 MIN_VARIANTS = 2
 FEW_STEPS = 4  # what B starts with: the question that this studio is about

@@ -2,14 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from html import escape
 from urllib.parse import quote
 
-from studio.compare.html import escape
 from studio.data.preparing import DataSet
-from studio.models.html import bytes_words
+from studio.page.words import bytes_words, plural
 from studio.run_page.html import bar, block, button, file_link, reason, state, when
 from studio.runs.status import ALIVE
-from studio.studio import plural
 from trainers.sources.inspect import Look, Probe
 from trainers.sources.listing import Item
 

@@ -1,16 +1,14 @@
 """Models and LoRAs as HTML. Everything that comes from files goes through `escape`."""
 
 from dataclasses import dataclass
+from html import escape
 
 from pipelines.catalog.downloads import DownloadState
 from pipelines.catalog.entries import ModelEntry
 from pipelines.recipe import SamplerSpec
-from studio.compare.html import escape
+from studio.page.words import GB, bytes_words, duration, plural
 from studio.run_page.html import block
-from studio.run_page.view import duration
-from studio.studio import plural
 
-GB, MB = 1e9, 1e6
 SOLVERS = {"unipc": "UniPC", "euler": "Euler", "lcm": "LCM"}
 
 
@@ -59,10 +57,6 @@ def size(row: ModelRow) -> str:
     if row.state == "available":
         return bytes_words(row.num_bytes)
     return bytes_words(row.entry.preset.size_gb * GB) if row.entry.preset.size_gb else ""
-
-
-def bytes_words(num_bytes: float) -> str:
-    return f"{num_bytes / GB:.1f} GB" if num_bytes >= GB / 10 else f"{num_bytes / MB:.1f} MB"
 
 
 def sampler_words(spec: SamplerSpec) -> str:

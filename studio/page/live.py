@@ -5,13 +5,13 @@ what has changed.
 """
 
 from collections.abc import Callable
-from pathlib import Path
+from html import escape
 from typing import Any
 
 import gradio as gr
 
-from studio.compare.html import escape
-from studio.studio import sentence
+from studio.page.markup import STATIC
+from studio.page.words import sentence
 
 LIVE = '<p class="live-note" role="status"></p><div class="live"></div>'
 LOG = """
@@ -70,7 +70,7 @@ def draw_scripted(
     return gr.HTML(
         value=None,
         html_template=template,
-        js_on_load=Path(__file__).with_name(script).read_text(encoding="utf-8"),
+        js_on_load=(STATIC / script).read_text(encoding="utf-8"),
         apply_default_css=False,
         server_functions=functions,
         elem_id=elem_id,

@@ -5,23 +5,23 @@ is unfinished, and puts every text of the user into the page as text, never as H
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from studio.studio import Studio, sentence
+from studio.page.markup import STATIC
+from studio.page.words import sentence
+from studio.studio import Studio
 
-FOLDER = Path(__file__).parent
-SCRIPTS = (FOLDER / "player_tiles.js", FOLDER / "player.js")  # in this order, in one scope
-STYLE = FOLDER / "player.css"
+SCRIPTS = (STATIC / "player_tiles.js", STATIC / "player.js")  # in this order, in one scope
+STYLE = STATIC / "player.css"
 
 
 def draw_player(studio: Studio, elem_id: str = "player") -> gr.HTML:
     """Not a subclass: for those Gradio writes a stub file beside the module."""
     return gr.HTML(
         value=None,
-        html_template=(FOLDER / "player.html").read_text(encoding="utf-8"),
+        html_template=(STATIC / "player.html").read_text(encoding="utf-8"),
         js_on_load="".join(script.read_text(encoding="utf-8") for script in SCRIPTS),
         apply_default_css=False,
         server_functions=_server_functions(studio),

@@ -1,5 +1,6 @@
 """What the Runs tab asks for by itself, and what its buttons do. Browsers may send anything."""
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -7,14 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.catalog.registry import ROOT
+from pipelines.catalog.registry import KEPT, ROOT, Registry
 from pipelines.recipe import Recipe
 from pipelines.video import read_recipe
-from studio import keeping
 from studio.compare.variants import LABELS, own_variant
 from studio.run_page import html, view
 from studio.runs.files import CONFIG, LOG
-from studio.runs.listing import Run, read_tree
+from studio.runs.listing import Run, is_name, read_tree
 from studio.studio import Studio
 from studio.train.schema_values import whole_tree
 from studio.train.training import Training
@@ -174,8 +174,8 @@ class RunActions:
     def keep(self, name: str, step: str, model: str) -> dict[str, Any]:
         """Makes a model of a run's student, or of that of the checkpoint at a step."""
         run = self.supervisor.run(name)
-        keeping.require_free(self.training.registry, model)
-        keeping.keep(self.training.registry, exported(run, step), run.folder / CONFIG, model)
+        require_free(self.training.registry, model)
+        keep(self.training.registry, exported(run, step), run.folder / CONFIG, model)
         return {"note": f"{model} is a model now: a choice in Compare, also without this run."}
 
 
@@ -231,3 +231,22 @@ def export_checkpoint(run: Run, step: str) -> Path:
         lines = done.stderr.splitlines() or [f"it ended with code {done.returncode}"]
         raise ValueError(f"run: {run.name} cannot be exported ({lines[-1]})")
     return folder
+
+
+def require_free(registry: Registry, name: str) -> None:
+    """ValueError where a model cannot have this name."""
+    if not is_name(name):
+        raise ValueError("model: use up to 64 letters, digits and . _ -, a letter or digit first")
+    if name in registry.models():
+        raise ValueError(f"model: there is a model {name} already; choose another name")
+
+
+def keep(registry: Registry, export: Path, config: Path, name: str) -> Path:
+    """Copies an export, and the settings it was trained with; returns the model's folder."""
+    folder = registry.runs_dir / KEPT / name
+    partial = registry.runs_dir / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(export, partial)
+    shutil.copy(config, partial / "training.yaml")
+    folder.parent.mkdir(exist_ok=True)
+    return partial.rename(folder)

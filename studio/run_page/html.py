@@ -6,14 +6,13 @@ live.js compares them with those of its last look.
 
 import time
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from studio.compare.html import escape
+from studio.page.words import FILE_ROUTE, value_at
 from studio.run_page import view
 from studio.runs.listing import ALIVE, PREPARE, Run, read_launch, read_tree
-from studio.studio import FILE_ROUTE
-from studio.train.training import value_at
 
 STATE_HINTS = {
     "queued": "waits for its devices",
@@ -83,7 +82,7 @@ def bar(run: Run) -> str:
 def when(run: Run) -> str:
     """Time left, or when it ended."""
     if run.eta_sec is not None:
-        return f"{view.duration(run.eta_sec)} left"
+        return f"{duration(run.eta_sec)} left"
     return moment(run.ended) if run.ended else ""
 
 

@@ -175,14 +175,6 @@ def difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[tuple[
     ]
 
 
-def duration(sec: float) -> str:
-    """Seconds in the unit that reads best."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if sec >= 2 * size:
-            return f"{sec / size:.3g} {unit}"
-    return f"{sec:.3g} s"
-
-
 def newest_events(folder: Path, kinds: Sequence[str]) -> list[dict[str, Any]]:
     """Events of these kinds, newest first."""
     events = read_jsonl(folder / "events.jsonl")

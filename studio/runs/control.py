@@ -80,11 +80,11 @@ def submit(folder: Path, launch: Launch) -> None:
     except ValueError as error:
         write_exit(folder, Status("failed", str(error), None))
         return
-    note = slurm.note(number, slurm.Job("PENDING", "it was just submitted"))
+    note = slurm.note(number, slurm.SlurmJob("PENDING", "it was just submitted"))
     write_json(folder / JOB, record | {"number": number, "waits": True, "note": note})
 
 
-def follow(folder: Path, job: slurm.Job | None) -> None:
+def follow(folder: Path, job: slurm.SlurmJob | None) -> None:
     """Writes down what Slurm says about the run's job; cancels what does not stop by itself."""
     record = read_json(folder / JOB)
     ended = slurm.outcome(folder, record, job)

@@ -73,7 +73,7 @@ class Allocation(Strict):
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """What Slurm says: its state, and why it is in that state."""
 
     state: str
@@ -125,14 +125,14 @@ def cancel(number: str, only_if_waiting: bool = False) -> None:
     _ask(["scancel", *(["--state=PENDING"] if only_if_waiting else []), number])
 
 
-def ask(numbers: Sequence[str]) -> dict[str, Job | None]:
+def ask(numbers: Sequence[str]) -> dict[str, SlurmJob | None]:
     """What Slurm says about jobs; None for those that it has forgotten. ValueError in its words."""
     found = {number: job for number, job, _ in _squeue("--me", "--states=all")}
     rest = [number for number in numbers if number not in found]
     return {number: found.get(number) for number in numbers} | _accounting(rest)
 
 
-def outcome(run_dir: Path, record: Mapping[str, Any], job: Job | None) -> Status | None:
+def outcome(run_dir: Path, record: Mapping[str, Any], job: SlurmJob | None) -> Status | None:
     """How a job ended, None while it has not. `record` is the run's job.json."""
     if job is not None and job.state not in ENDED:
         return None
@@ -152,19 +152,19 @@ def outcome(run_dir: Path, record: Mapping[str, Any], job: Job | None) -> Status
     return Status("failed", said or ENDED[job.state], None)
 
 
-def note(number: str, job: Job) -> str:
+def note(number: str, job: SlurmJob) -> str:
     """What a user should know about a job that has not ended."""
     return f"Slurm job {number} waits: {job.why}." if job.state in WAITS else ""
 
 
-def _squeue(*options: str) -> list[tuple[str, Job, str]]:
+def _squeue(*options: str) -> list[tuple[str, SlurmJob, str]]:
     """Number, state and command of jobs."""
     lines = _ask(["squeue", "--noheader", "--format=%i|%T|%r|%o", *options]).splitlines()
     rows = (line.strip().split("|", 3) for line in lines)
-    return [(number, Job(state, why), command) for number, state, why, command in rows]
+    return [(number, SlurmJob(state, why), command) for number, state, why, command in rows]
 
 
-def _accounting(numbers: Sequence[str]) -> dict[str, Job | None]:
+def _accounting(numbers: Sequence[str]) -> dict[str, SlurmJob | None]:
     """Of jobs that squeue has forgotten, minutes after their end; many clusters keep accounts."""
     if not numbers:
         return {}
@@ -174,7 +174,9 @@ def _accounting(numbers: Sequence[str]) -> dict[str, Job | None]:
     except ValueError:  # this one keeps none
         return {}
     rows = (line.split("|") for line in lines)
-    return {number: Job(state.split(" ")[0], "") for number, state in rows}  # CANCELLED by 1000
+    return {
+        number: SlurmJob(state.split(" ")[0], "") for number, state in rows
+    }  # CANCELLED by 1000
 
 
 def _ask(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:

@@ -100,7 +100,7 @@ class Supervisor:
                     control.settle(run.folder)
             self._start_ready()
 
-    def _ask_slurm(self) -> dict[str, slurm.Job | None]:
+    def _ask_slurm(self) -> dict[str, slurm.SlurmJob | None]:
         """What Slurm says about the jobs of living runs, if it is time to ask; else nothing."""
         numbers = [number for run in self.runs() if (number := job_number(run))]
         if not numbers or time.monotonic() < self._asked_slurm + SLURM_SEC:

@@ -10,10 +10,9 @@ from gradio.components import Component
 
 from pipelines.recipe import Adapter
 from pipelines.video import read_recipe
-from studio.choices import on_choice
 from studio.compare import html
-from studio.compare.form import PRIVATE, Form, Updates
-from studio.compare.hints import memory_hint
+from studio.compare.form import Form
+from studio.compare.hints import lora_hint, memory_hint
 from studio.compare.images import Example
 from studio.compare.panels import MIN_VARIANTS, draw_form, model_choices
 from studio.compare.variants import (
@@ -27,10 +26,10 @@ from studio.compare.variants import (
     own_variant,
     to_recipe,
 )
-from studio.lora_hints import lora_hint
-from studio.page.handlers import explained
+from studio.page.handlers import PRIVATE, Updates, explained, on_choice
 from studio.page.player import draw_player
-from studio.studio import Studio, sentence
+from studio.page.words import sentence
+from studio.studio import Studio
 
 TITLE = "Compare"
 

@@ -1,6 +1,7 @@
 """Models: what is here, what is missing, and a button that fetches it."""
 
 import shutil
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -9,11 +10,11 @@ from pipelines.catalog.downloads import Download, published
 from pipelines.catalog.registry import ModelEntry
 from pipelines.files.disk import disk_bytes
 from pipelines.memory import installed_attention
-from studio.compare.html import escape
 from studio.compare.variants import lora_name
 from studio.models.downloads import Downloads
-from studio.models.html import ModelRow, bytes_words, lora_row, model_row
+from studio.models.html import ModelRow, lora_row, model_row
 from studio.page.live import draw_live
+from studio.page.words import bytes_words
 from studio.run_page.html import block
 from studio.studio import Studio
 

@@ -6,8 +6,7 @@ from typing import Any
 import gradio as gr
 import pandas
 
-from studio.compare.form import PRIVATE
-from studio.page.handlers import explained
+from studio.page.handlers import PRIVATE, explained
 from studio.page.live import draw_live, draw_log, draw_pulse
 from studio.page.player import draw_player
 from studio.run_page import html, view

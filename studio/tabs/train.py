@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from studio.choices import on_choice
-from studio.compare.form import PRIVATE, Updates
-from studio.page.handlers import explained
+from studio.page.handlers import PRIVATE, Updates, explained, on_choice
+from studio.page.markup import STATIC
 from studio.runs.launch import Devices, num_ranks
 from studio.studio import Studio
 from studio.train import html
-from studio.train.device_choice import Place, draw_place
+from studio.train.device_choice import DeviceChoice, draw_device_choice
 from studio.train.estimate import make_plan
 from studio.train.schemas import Tree, descriptions
 from studio.train.training import DEFAULTS, Training
@@ -21,7 +19,7 @@ from studio.train.training import DEFAULTS, Training
 TITLE = "Train"
 ESSENTIALS = (("name",), ("model",), ("num_steps",), ("algorithm", "student", "learning_rate"))
 NO_RUN = ""
-SCRIPT = Path(__file__).parents[1] / "form.js"
+SCRIPT = STATIC / "form.js"
 LIVE: dict[str, Any] = {"trigger_mode": "always_last", **PRIVATE}
 
 
@@ -32,7 +30,7 @@ class Start:
     training: Training
     method: gr.Dropdown
     settings: gr.HTML  # its value is {"html": ...} from here, {"values": ...} from the page
-    place: Place
+    place: DeviceChoice
 
     @property
     def inputs(self) -> list[gr.components.Component]:
@@ -72,7 +70,7 @@ def build(studio: Studio, page: gr.Blocks) -> None:
                 elem_id="settings",
             )
         with gr.Column(scale=2, min_width=300, elem_id="train-start"):
-            start = Start(training, method, settings, draw_place(training.devices()))
+            start = Start(training, method, settings, draw_device_choice(training.devices()))
             draw_check(start)
             draw_plan(start)
             draw_buttons(start)

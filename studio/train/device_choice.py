@@ -9,7 +9,7 @@ from gradio.components import Component
 from pydantic import ValidationError
 
 from pipelines.strict import explain
-from studio.compare.form import PRIVATE, Updates
+from studio.page.handlers import PRIVATE, Updates
 from studio.runs import slurm
 from studio.runs.launch import Devices
 from studio.runs.slurm import Allocation
@@ -25,7 +25,7 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Place:
+class DeviceChoice:
     """The choice between both, and the fields of each."""
 
     choice: gr.Radio
@@ -70,7 +70,7 @@ class Place:
         return {self.devices: gr.update(value=list(devices))} if devices else {}
 
 
-def draw_place(devices: Sequence[str]) -> Place:
+def draw_device_choice(devices: Sequence[str]) -> DeviceChoice:
     """Slurm is offered where this machine can hand jobs to one."""
     choice = gr.Radio(
         [HERE, SLURM], value=HERE, label="Where", visible=slurm.is_here(), elem_id="place"
@@ -83,7 +83,7 @@ def draw_place(devices: Sequence[str]) -> Place:
         elem_id="devices",
     )
     with gr.Group(visible=False, elem_id="slurm") as group:
-        place = Place(choice, boxes, group, draw_allocation())
+        place = DeviceChoice(choice, boxes, group, draw_allocation())
     choice.change(place.shown, choice, [boxes, group], **PRIVATE)
     return place
 

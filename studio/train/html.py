@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
-from studio.compare.html import escape
-from studio.run_page.view import duration
+from studio.page.words import duration
 from studio.train.estimate import Plan
 from studio.train.schema_form import element_id
 from studio.train.training import Training

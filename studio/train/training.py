@@ -1,7 +1,7 @@
 """What Train and Runs can do, apart from drawing. A studio for viewers has none of it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from pipelines.catalog.registry import PRESETS, ModelEntry, Registry
+from studio.page.words import value_at
 from studio.runs.devices import default_devices
 from studio.runs.files import ROOT
 from studio.runs.launch import Devices, build_launch
@@ -206,14 +207,6 @@ def model_paths(tree: Tree) -> list[tuple[str, ...]]:
     roles = [name for name, role in tree["algorithm"].items() if isinstance(role, dict)]
     inside = [("algorithm", role, name) for role in roles for name in ("model", "start_from")]
     return [("model",), *inside]
-
-
-def value_at(tree: Mapping[str, Any], path: Sequence[str]) -> Any:
-    """The value at a path of names, None where there is none."""
-    node: Any = tree
-    for name in path:
-        node = node.get(name) if isinstance(node, Mapping) else None
-    return node
 
 
 def reward_urls(choice: Any) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import pytest
 
 from pipelines.memory import MemorySettings
-from pipelines.models.fit_memory import Sizes, device_bytes, fit, ram_bytes
+from pipelines.models.fit_memory import Sizes, device_bytes, plan_memory, ram_bytes
 
 GB = 1e9
 SHAPES = {"1.3B": (1.419e9, 1536, 8960, 30), "14B": (14.288e9, 5120, 13824, 40)}
@@ -44,25 +44,27 @@ def sizes(model: str, width: int = 832, height: int = 480, num_frames: int = 81)
 def test_wan_at_480p_gets_the_fastest_settings_that_fit(
     model: str, free_gb: int, chosen: dict[str, object]
 ) -> None:
-    found = fit(sizes(model), free_gb * GB, 64 * GB)
+    found = plan_memory(sizes(model), free_gb * GB, 64 * GB)
     assert found.settings == MemorySettings.model_validate(chosen)
     assert found.device_bytes <= free_gb * GB
     assert f"{free_gb}.0 GB of the device are free" in found.explanation
 
 
 def test_the_explanation_names_each_measure_and_what_it_comes_to() -> None:
-    assert fit(sizes("14B"), 12 * GB, 64 * GB).explanation == (
+    assert plan_memory(sizes("14B"), 12 * GB, 64 * GB).explanation == (
         "Memory: with everything on the device it would take 53.6 GB at once, and 12.0 GB of the "
         "device are free. So the text encoder works on the CPU, the VAE decodes in tiles and the "
         "transformer's blocks come from RAM one by one: 7.9 GB."
     )
-    assert "everything stays on the device" in fit(sizes("1.3B"), 80 * GB, 64 * GB).explanation
+    assert (
+        "everything stays on the device" in plan_memory(sizes("1.3B"), 80 * GB, 64 * GB).explanation
+    )
 
 
 def test_fp8_storage_comes_where_offload_is_not_enough_or_the_ram_for_it_is_not_there() -> None:
-    small = fit(sizes("14B"), 7.5 * GB, 64 * GB).settings
+    small = plan_memory(sizes("14B"), 7.5 * GB, 64 * GB).settings
     assert (small.transformer, small.offload) == ("fp8_storage", True)
-    found = fit(sizes("14B"), 30 * GB, 16 * GB)
+    found = plan_memory(sizes("14B"), 30 * GB, 16 * GB)
     assert found.settings.transformer == "fp8_storage"
     assert not found.settings.offload
     assert "changes the video a little" in found.explanation
@@ -70,7 +72,7 @@ def test_fp8_storage_comes_where_offload_is_not_enough_or_the_ram_for_it_is_not_
 
 def test_what_fits_nowhere_is_refused_with_what_it_needs() -> None:
     with pytest.raises(ValueError, match=r"need 12\.3 GB of the device at least.*fewer frames$"):
-        fit(sizes("14B", 1280, 720), 8 * GB, 64 * GB)
+        plan_memory(sizes("14B", 1280, 720), 8 * GB, 64 * GB)
 
 
 @pytest.mark.parametrize(

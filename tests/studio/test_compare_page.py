@@ -203,7 +203,7 @@ def test_what_is_typed_right_after_a_choice_stays(compare: Page) -> None:
     choose(compare, "A", "lora", "style")
     field(compare, "A", "lora_alpha").fill("2")
     compare.wait_for_timeout(500)
-    assert twins  # else Gradio no longer repeats itself, and studio.choices.on_choice can go
+    assert twins  # else Gradio no longer repeats itself, and studio.page.handlers.on_choice can go
     for route in twins:
         route.continue_()
     compare.wait_for_timeout(1000)

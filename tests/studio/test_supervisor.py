@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.video import read_recipe
 from studio.clips.store import Store
-from studio.clips.workers import Workers, Workplace, clip_path, store_path
+from studio.clips.workers import Workers, WorkerSettings, clip_path, store_path
 from studio.runs.files import (
     CONFIG,
     EXIT,
@@ -185,7 +185,7 @@ def test_a_run_starts_once_generation_has_left_its_device_and_gives_it_back(
 def test_generation_leaves_a_lent_device_after_its_clip_and_comes_back(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     store = Store(store_path(tmp_path))
-    workers = Workers(store, Workplace(tmp_path, ()), ["cpu"])
+    workers = Workers(store, WorkerSettings(tmp_path, ()), ["cpu"])
     first, second = tiny_recipe(steps=20), tiny_recipe(seed=1)
     workers.lend(frozenset({"cpu"}))
     workers.start("tiny-wan")

@@ -16,7 +16,15 @@ from pipelines.recipe import Adapter, Recipe, SamplerSpec
 from pipelines.video import read_recipe
 from studio.clips.store import ClipInfo
 from studio.compare.cost import estimate_sec, metric_lines
-from studio.compare.hints import FIRST_HINT, FIT_HINT, MOVED_HINT, PLAIN_HINT, memory_hint
+from studio.compare.hints import (
+    FIRST_HINT,
+    FIT_HINT,
+    MOVED_HINT,
+    NO_HINT,
+    PLAIN_HINT,
+    lora_hint,
+    memory_hint,
+)
 from studio.compare.panels import model_choices
 from studio.compare.variants import (
     Variant,
@@ -30,7 +38,6 @@ from studio.compare.variants import (
     parse_size,
     to_recipe,
 )
-from studio.lora_hints import NO_HINT, lora_hint
 from studio.studio import Studio
 
 PROMPT = """--seed=3 a "large" red circle's $HOME `path` moving right; on a \\ background"""

@@ -9,7 +9,7 @@ import torch
 
 from tests.pipelines.conftest import build_pipeline
 from tests.trainers.runs import trainer
-from trainers.data.prepared import Sample, write_prepared
+from trainers.data.prepared import PreparedSample, write_prepared
 from trainers.engine import Trainer
 from trainers.registry import algorithm_class, build_config
 from trainers.settings.run import TrainConfig
@@ -46,7 +46,7 @@ def micro_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         latents = torch.randn(shape, generator=generator)
         prompt_embeds = torch.randn(3 + i % 4, TEXT_DIM, generator=generator)
         tensors = {"latents": latents, "prompt_embeds": prompt_embeds}
-        samples.append(Sample(f"caption {i}", shape, tensors))
+        samples.append(PreparedSample(f"caption {i}", shape, tensors))
     write_prepared(folder, samples, torch.randn(1, TEXT_DIM, generator=generator), TEXT_LENGTH)
     return folder
 

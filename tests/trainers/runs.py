@@ -9,10 +9,10 @@ from torch import Tensor
 
 from trainers.engine import Trainer
 from trainers.networks.models import load_models
-from trainers.ranks.ranks import World
+from trainers.ranks.ranks import Ranks
 from trainers.settings.run import TrainConfig
 
-ONE = World(0, 1, torch.device("cpu"))
+ONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def trainer(config: TrainConfig[Any], run_dir: Path) -> Trainer:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.trainers.runs import read_jsonl, student_weights
 from trainers.engine import Trainer
 from trainers.run.checkpoint import best_checkpoint, checkpoint_folders
-from trainers.validation.samples import Sample
+from trainers.validation.samples import DrawnVideo
 
 EXPORTED = "export/transformer/diffusion_pytorch_model.safetensors"
 
@@ -21,11 +21,11 @@ def scored(run: Trainer, monkeypatch: pytest.MonkeyPatch, scores: dict[int, floa
     validator: Any = run.validator
     drawn = validator.sampler.draw
 
-    def draw(recipe: Any, role: Any, name: str) -> Sample:
-        sample: Sample = drawn(recipe, role, name)
+    def draw(recipe: Any, role: Any, name: str) -> DrawnVideo:
+        sample: DrawnVideo = drawn(recipe, role, name)
         score = 0.0 if name.startswith("teacher") else scores[run.step]
         figures = dict.fromkeys(sample.figures, 0.0) | {"clipped_share": -score}
-        return Sample(recipe, figures, torch.zeros_like(sample.thumbnail))
+        return DrawnVideo(recipe, figures, torch.zeros_like(sample.thumbnail))
 
     monkeypatch.setattr(validator.sampler, "draw", draw)
 

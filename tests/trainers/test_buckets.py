@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from trainers.data.batches import Prepared, build_data
 from trainers.data.order import BucketOrder
-from trainers.data.prepared import INDEX, VERSION, Sample, write_prepared
+from trainers.data.prepared import INDEX, VERSION, PreparedSample, write_prepared
 from trainers.networks.models import Codecs
 from trainers.registry import build_config
 from trainers.settings.data import PreparedData
@@ -26,7 +26,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixed")
     shapes = [LARGE, SMALL, LARGE] * 4
     samples = [
-        Sample(
+        PreparedSample(
             f"{'small' if shape == SMALL else 'large'} {i}",
             shape,
             {"latents": torch.randn(shape), "prompt_embeds": torch.randn(3, 12)},

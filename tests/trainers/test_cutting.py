@@ -8,17 +8,17 @@ import pytest
 
 from pipelines.video import write_video
 from tests.trainers.videos import turned, write_grey
-from trainers.prepare.cut import Clip, cut_clips
+from trainers.prepare.cut import Cut, cut_clips
 from trainers.settings.prepare import ClipShape
 
 
 def cut(
     file: Path, num_frames: int, fps: int, max_clips: int = 9, size: tuple[int, int] = (32, 16)
-) -> list[Clip]:
+) -> list[Cut]:
     return list(cut_clips(file, size, ClipShape((size,), num_frames, fps, max_clips)))
 
 
-def levels(clip: Clip) -> list[int]:
+def levels(clip: Cut) -> list[int]:
     """The grey of each frame."""
     return [round(float(frame.mean())) for frame in clip.frames]
 
@@ -78,7 +78,7 @@ def test_clips_before_the_damage_come_and_none_holds_a_damaged_frame(tmp_path: P
     data[middle : middle + 5000] = bytes(5000)
     (tmp_path / "a.mp4").write_bytes(data)
     shape = ClipShape(((32, 16),), 5, 8, 99)
-    clips: list[Clip] = []
+    clips: list[Cut] = []
     with pytest.raises(av.error.FFmpegError):
         clips.extend(cut_clips(tmp_path / "a.mp4", (32, 16), shape))
     assert 0 < len(clips) < len(whole)

@@ -9,7 +9,7 @@ import pytest
 from tests.trainers.runs import read_jsonl, trainer
 from trainers.engine import Trainer
 from trainers.registry import build_config
-from trainers.validation.samples import Sample
+from trainers.validation.samples import DrawnVideo
 
 LORA = {"student": {"learning_rate": 1e-2, "lora": {"rank": 2}}}
 
@@ -32,11 +32,11 @@ def answered(run: Trainer, monkeypatch: Any, trained: list[float], held_out: lis
     validator: Any = run.validator
     drawn = validator.sampler.draw
 
-    def draw(recipe: Any, role: Any, name: str) -> Sample:
-        sample: Sample = drawn(recipe, role, name)
+    def draw(recipe: Any, role: Any, name: str) -> DrawnVideo:
+        sample: DrawnVideo = drawn(recipe, role, name)
         step = max(run.step, 1) - 1
         scores = {"reward": trained[step], "held_out_reward": held_out[step]}
-        return Sample(recipe, sample.figures | scores, sample.thumbnail)
+        return DrawnVideo(recipe, sample.figures | scores, sample.thumbnail)
 
     monkeypatch.setattr(validator.sampler, "draw", draw)
 

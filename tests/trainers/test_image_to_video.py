@@ -18,7 +18,7 @@ from tests.trainers.runs import read_jsonl, trainer
 from tests.trainers.test_engine import GAN, LORA, own_roles
 from trainers.__main__ import main
 from trainers.data.batches import build_data
-from trainers.data.prepared import PreparedFolder, Sample, write_prepared
+from trainers.data.prepared import PreparedFolder, PreparedSample, write_prepared
 from trainers.estimate.costs import count_runs, stand_ins
 from trainers.estimate.estimate import _skeleton
 from trainers.networks.models import Codecs, load_models
@@ -51,7 +51,7 @@ def write_data(folder: Path, with_clip: bool) -> Path:
         tensors["image_latents"] = draw(*SHAPE)
         if with_clip:
             tensors["image_embeds"] = draw(5, 8)
-        samples.append(Sample(f"caption {number}", SHAPE, tensors))
+        samples.append(PreparedSample(f"caption {number}", SHAPE, tensors))
     write_prepared(folder, samples, draw(1, 16), 512)
     return folder
 
@@ -156,7 +156,7 @@ def test_prepare_stores_what_sampling_reads_of_a_first_frame_and_training_reads_
 
 def test_data_without_first_frames_are_refused(tree, tmp_path: Path) -> None:
     config = tree("plain", "finetune")
-    sample = Sample(
+    sample = PreparedSample(
         "a", SHAPE, {"latents": torch.zeros(SHAPE), "prompt_embeds": torch.zeros(1, 16)}
     )
     write_prepared(tmp_path / "bare", [sample], torch.zeros(1, 16), 512)

@@ -7,15 +7,15 @@ import torch
 
 from trainers.data import prepared
 from trainers.data.batches import Prepared
-from trainers.data.prepared import INDEX, PreparedFolder, Sample
+from trainers.data.prepared import INDEX, PreparedFolder, PreparedSample
 from trainers.settings.data import PreparedData
 
 SHAPE = (16, 2, 4, 4)
 
 
-def sample(number: int, **more: torch.Tensor) -> Sample:
+def sample(number: int, **more: torch.Tensor) -> PreparedSample:
     tensors = {"latents": torch.full(SHAPE, number), "prompt_embeds": torch.ones(number + 1, 8)}
-    return Sample(f"caption {number}", SHAPE, tensors | more, {"file": f"{number}.mp4"})
+    return PreparedSample(f"caption {number}", SHAPE, tensors | more, {"file": f"{number}.mp4"})
 
 
 def test_any_named_tensors_of_a_sample_come_back_with_its_caption_and_origin(
@@ -37,7 +37,9 @@ def test_any_named_tensors_of_a_sample_come_back_with_its_caption_and_origin(
 def test_prompts_alone_make_batches_of_the_shape_that_they_were_prepared_for(
     tmp_path: Path,
 ) -> None:
-    alone = [Sample(str(i), SHAPE, {"prompt_embeds": torch.ones(i + 1, 8)}) for i in range(4)]
+    alone = [
+        PreparedSample(str(i), SHAPE, {"prompt_embeds": torch.ones(i + 1, 8)}) for i in range(4)
+    ]
     prepared.write_prepared(tmp_path, alone, torch.ones(1, 8), 6, samples_per_shard=3)
     batch = Prepared(PreparedData(folder=tmp_path, batch_size=2), 0).batch(0, 0, 1)
     assert batch.latents is None

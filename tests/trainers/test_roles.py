@@ -14,7 +14,7 @@ from pipelines.lora.apply import Lora as LoraWeights
 from tests.trainers.runs import trainer
 from trainers.algorithms import dmd2
 from trainers.networks.build import build_roles
-from trainers.networks.models import Model, load_models
+from trainers.networks.models import LoadedModel, load_models
 from trainers.networks.role import BuiltRole, follow
 
 RANK = {"lora": {"rank": 2, "alpha": 4}}
@@ -29,9 +29,11 @@ def transformer(seed: int = 0, **changes: int) -> WanTransformer3DModel:
     return WanTransformer3DModel(**{"num_attention_heads": 2, "text_dim": 16} | sizes | changes)
 
 
-def build(settings: dict[str, Any], base: Model | None = None, **others: Model) -> Roles:
+def build(
+    settings: dict[str, Any], base: LoadedModel | None = None, **others: LoadedModel
+) -> Roles:
     """The roles of DMD2 on a base; `others` are the models that the settings name."""
-    models = {"": base or Model(transformer())} | others
+    models = {"": base or LoadedModel(transformer())} | others
     torch.manual_seed(0)
     return build_roles(dmd2.Config.model_validate(settings), models)
 
@@ -131,7 +133,7 @@ def test_roles_with_own_weights_hold_copies_of_their_own() -> None:
 
 
 def test_a_role_starts_as_a_copy_of_the_student_it_names() -> None:
-    other = Model(transformer(seed=3))
+    other = LoadedModel(transformer(seed=3))
     roles = build({"student": {"start_from": "other"}, "critic": {}}, other=other)
     theirs = dict(other.network.named_parameters())
     for name, parameter in roles["student"].network.named_parameters():
@@ -142,10 +144,10 @@ def test_a_role_starts_as_a_copy_of_the_student_it_names() -> None:
 
 def test_a_lora_start_computes_the_same_merged_or_as_an_adapter() -> None:
     start = {"start_from": "other"}
-    merged = build({"student": start}, other=Model(transformer(), lora()))["student"]
+    merged = build({"student": start}, other=LoadedModel(transformer(), lora()))["student"]
     base = transformer()
     as_adapter = {"student": start | {"lora": {"rank": 4, "alpha": 2}}, "critic": RANK}
-    roles = build(as_adapter, Model(base), other=Model(base, lora()))
+    roles = build(as_adapter, LoadedModel(base), other=LoadedModel(base, lora()))
     assert merged.adapter is None
     assert roles["student"].adapter == "student"
     with torch.no_grad():
@@ -236,7 +238,7 @@ def test_a_role_that_cannot_be_built_names_itself_and_the_field(
     settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        build(settings, adapted=Model(transformer(), lora()))
+        build(settings, adapted=LoadedModel(transformer(), lora()))
 
 
 @pytest.mark.parametrize("change", [{"text_dim": 24}, {"in_channels": 8}, {"out_channels": 8}])
@@ -249,7 +251,7 @@ def test_a_model_of_another_architecture_names_the_role_and_the_field(
     ((name, value),) = change.items()
     message = rf"^algorithm\.{role}\.{field}: its {name} is {value} and that of the run's model"
     with pytest.raises(ValueError, match=message):
-        build({role: {field: "other"}}, other=Model(transformer(**change)))
+        build({role: {field: "other"}}, other=LoadedModel(transformer(**change)))
 
 
 def test_a_lora_that_changes_parameters_in_full_is_no_start_of_a_run(

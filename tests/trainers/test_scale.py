@@ -18,11 +18,11 @@ from trainers.__main__ import main
 from trainers.engine import Trainer
 from trainers.networks import performance
 from trainers.networks.models import load_models
-from trainers.ranks.ranks import World, join_world
+from trainers.ranks.ranks import Ranks, join_ranks
 from trainers.registry import build_config
 from trainers.settings.run import Parallel, TrainConfig
 
-ONE = World(0, 1, torch.device("cpu"))
+ONE = Ranks(0, 1, torch.device("cpu"))
 LORA = {"rank": 4, "alpha": 4}
 SHARED = {  # both optimizers, every step, on one base
     "student_every": 1,
@@ -135,7 +135,7 @@ def test_heads_and_tokens_that_cannot_be_shared_are_named_on_every_rank(layouts:
 )
 def test_sizes_that_do_not_fit_the_ranks_are_named(parallel: Parallel, field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}: "):
-        join_world("cpu", parallel)
+        join_ranks("cpu", parallel)
 
 
 def num_bytes(parameters: set[nn.Parameter]) -> int:

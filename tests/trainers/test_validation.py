@@ -9,7 +9,7 @@ import torch
 from pipelines.video import read_recipe, read_video
 from tests.trainers.runs import read_jsonl, student_weights
 from trainers.validation import drift
-from trainers.validation.samples import Sample, summary
+from trainers.validation.samples import DrawnVideo, summary
 
 PROMPTS = ["a red circle moving left", "a blue square"]
 
@@ -92,7 +92,9 @@ def test_the_students_steps_can_be_set_and_guidance_it_cannot_take_is_refused(st
 
 def test_diversity_needs_several_seeds_of_a_prompt(start) -> None:
     (recipe, *_) = start({}).validator.student_recipes.values()
-    samples = [Sample(recipe, {"motion": m}, torch.full((3, 8, 16, 16), m)) for m in (0.25, 0.75)]
+    samples = [
+        DrawnVideo(recipe, {"motion": m}, torch.full((3, 8, 16, 16), m)) for m in (0.25, 0.75)
+    ]
     assert summary(samples) == {"motion": 0.5, "diversity": pytest.approx(0.5)}
     assert summary(samples[:1]) == {"motion": 0.25}
 

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from trainers.engine import Trainer
 from trainers.networks.models import load_models
 from trainers.ranks.context import share_context
-from trainers.ranks.ranks import World, join_world, leave_world
+from trainers.ranks.ranks import Ranks, join_ranks, leave_ranks
 from trainers.registry import build_config
 from trainers.run.checkpoint import full_weights
 from trainers.settings.run import TrainConfig
@@ -32,32 +32,32 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def save_roles(run: Trainer, world: World, folder: Path) -> None:
+def save_roles(run: Trainer, ranks: Ranks, folder: Path) -> None:
     """Whole weights of all trained and averaged roles, and whether they lie in pieces."""
     kept = {name: role for name, role in run.roles.items() if name != "teacher"}
-    weights = {name: full_weights(role.own_parameters, world) for name, role in kept.items()}
+    weights = {name: full_weights(role.own_parameters, ranks) for name, role in kept.items()}
     pieces = {
         name: all(isinstance(p, DTensor) for p in role.own_parameters.values())
         for name, role in kept.items()
     }
-    if world.is_main:
+    if ranks.is_main:
         torch.save(weights, folder / "roles.pt")
         (folder / "pieces.json").write_text(json.dumps(pieces))
 
 
-def run_interrupted(config: TrainConfig[Any], folder: Path, world: World) -> Trainer:
+def run_interrupted(config: TrainConfig[Any], folder: Path, ranks: Ranks) -> Trainer:
     """One step, a checkpoint, and the rest in a new trainer."""
-    first = Trainer(config, load_models(config), folder, world)
+    first = Trainer(config, load_models(config), folder, ranks)
     first._prepare_run_dir()
     first.train_step()
     first.step += 1
     first._save()
-    second = Trainer(config, load_models(config), folder, world)
+    second = Trainer(config, load_models(config), folder, ranks)
     second.train()
     return second
 
 
-def refusals(world: World) -> dict[str, str]:
+def refusals(ranks: Ranks) -> dict[str, str]:
     """What is said where heads or tokens cannot be shared."""
 
     def micro(num_heads: int) -> WanTransformer3DModel:
@@ -72,12 +72,12 @@ def refusals(world: World) -> dict[str, str]:
 
     def odd_tokens() -> None:
         transformer = micro(2)
-        share_context(transformer, world)
+        share_context(transformer, ranks)
         latents, text = torch.zeros(1, 16, 1, 2, 2), torch.zeros(1, 4, 4)
         transformer(hidden_states=latents, timestep=torch.zeros(1), encoder_hidden_states=text)
 
     return {
-        "heads": message(lambda: share_context(micro(3), world)),
+        "heads": message(lambda: share_context(micro(3), ranks)),
         "tokens": message(odd_tokens),
     }
 
@@ -94,17 +94,17 @@ def main() -> None:
     tree, out = yaml.safe_load(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     for name, settings in LAYOUTS.items():
         config = build_config(tree | settings)
-        world = join_world("cpu", config.parallel)
-        run = Trainer(config, load_models(config), out / name, world)
+        ranks = join_ranks("cpu", config.parallel)
+        run = Trainer(config, load_models(config), out / name, ranks)
         run.train()
-        save_roles(run, world, out / name)
+        save_roles(run, ranks, out / name)
         if name == "sharded":
-            resumed = run_interrupted(config, out / "resumed", world)
-            save_roles(resumed, world, out / "resumed")
+            resumed = run_interrupted(config, out / "resumed", ranks)
+            save_roles(resumed, ranks, out / "resumed")
         if name == "context":
-            said = refusals(world)
-            (out / f"refusals{world.rank}.json").write_text(json.dumps(said))
-    leave_world(world)
+            said = refusals(ranks)
+            (out / f"refusals{ranks.rank}.json").write_text(json.dumps(said))
+    leave_ranks(ranks)
 
 
 if __name__ == "__main__":

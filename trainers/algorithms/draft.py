@@ -31,13 +31,13 @@ from torch import Tensor
 from pipelines.sampling.flow import add_noise, sigma_schedule
 from trainers.algorithm import Batch, Loss, RewardConfig, RewardMethod, Rng, Update
 from trainers.rollout import sample_whole
-from trainers.settings.roles import Lora, Trainable
+from trainers.settings.roles import LoraSettings, Trainable
 
 
 class Config(RewardConfig):
     """Settings of DRaFT."""
 
-    student: Trainable = Trainable(lora=Lora(), learning_rate=1e-4, max_grad_norm=0.3)
+    student: Trainable = Trainable(lora=LoraSettings(), learning_rate=1e-4, max_grad_norm=0.3)
     num_gradient_steps: int = Field(1, ge=1, description="K: last steps that carry a gradient.")
     num_draws: int | None = Field(
         None, ge=1, description="LV: draws of the last step, instead of K. Empty: DRaFT-K."

@@ -31,7 +31,7 @@ SAMPLES_PER_SHARD = 2048
 
 
 @dataclass(frozen=True)
-class Sample:
+class PreparedSample:
     """One clip or prompt, encoded.
 
     `tensors` by name: `prompt_embeds` [L, D] unpadded; `latents` [C, F, h, w] unless it is a prompt
@@ -86,7 +86,7 @@ def has_shard(folder: Path, number: int) -> bool:
 
 
 def write_shard(
-    folder: Path, number: int, samples: Sequence[Sample], problems: Sequence[Any] = ()
+    folder: Path, number: int, samples: Sequence[PreparedSample], problems: Sequence[Any] = ()
 ) -> None:
     """Writes one shard, atomically. `problems` (JSON) are of what should have been in it."""
     tensors = {
@@ -144,7 +144,7 @@ def finish(folder: Path, num_shards: int, negative_prompt_embeds: Tensor, text_l
 
 def write_prepared(
     folder: Path,
-    samples: Iterable[Sample],
+    samples: Iterable[PreparedSample],
     negative_prompt_embeds: Tensor,
     text_length: int,
     samples_per_shard: int = SAMPLES_PER_SHARD,

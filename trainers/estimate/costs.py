@@ -24,7 +24,7 @@ from pipelines.sampling.first_frame import ImageCondition
 from pipelines.sampling.guidance_embedder import add_guidance_embedder, time_embedding
 from trainers.algorithm import Batch, Rng
 from trainers.networks.build import build_roles
-from trainers.networks.models import Model
+from trainers.networks.models import LoadedModel
 from trainers.networks.role import BuiltRole
 from trainers.networks.shared_base import RoleDenoiser
 from trainers.registry import algorithm_class
@@ -114,13 +114,13 @@ def _storage_id(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def stand_ins(models: Mapping[str, Model]) -> dict[str, Model]:
+def stand_ins(models: Mapping[str, LoadedModel]) -> dict[str, LoadedModel]:
     """One-block networks in place of others; models that share a network still share one."""
     by_network = {id(model.network): _stand_in(model) for model in models.values()}
-    return {name: Model(by_network[id(model.network)]) for name, model in models.items()}
+    return {name: LoadedModel(by_network[id(model.network)]) for name, model in models.items()}
 
 
-def _stand_in(model: Model) -> ModelMixin:
+def _stand_in(model: LoadedModel) -> ModelMixin:
     network = cast(WanTransformer3DModel, model.network)
     small = WanTransformer3DModel(
         num_attention_heads=1,
@@ -149,7 +149,7 @@ class MeanOfLatents:
         return latents.flatten(1).mean(1)
 
 
-def count_runs(config: TrainConfig[Any], models: Mapping[str, Model]) -> dict[str, Runs]:
+def count_runs(config: TrainConfig[Any], models: Mapping[str, LoadedModel]) -> dict[str, Runs]:
     """What the method's losses run in a micro-batch, over its first steps, by role."""
     roles = build_roles(config.algorithm, models)
     network = cast(WanTransformer3DModel, models[""].network)

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
 from pipelines.lora.apply import Lora as LoraWeights
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.guidance_embedder import add_guidance_embedder, time_embedding
-from trainers.networks.models import Model
+from trainers.networks.models import LoadedModel
 from trainers.networks.role import Autoencoder, BuiltRole, DiscriminatorHead, adapter_weights
 from trainers.networks.shared_base import (
     AdapterSwitch,
@@ -26,7 +26,7 @@ from trainers.settings.roles import (
     Ema,
     Frozen,
     GuidedTrainable,
-    Lora,
+    LoraSettings,
     Role,
     Trainable,
 )
@@ -34,7 +34,7 @@ from trainers.settings.roles import (
 MUST_AGREE = ("in_channels", "out_channels", "text_dim", "image_dim")
 
 
-def build_roles(config: AlgorithmConfig, models: Mapping[str, Model]) -> dict[str, BuiltRole]:
+def build_roles(config: AlgorithmConfig, models: Mapping[str, LoadedModel]) -> dict[str, BuiltRole]:
     """The networks of all declared roles, in fp32.
 
     `models` holds the run's own under "" and every other model that a role names. Full copies are
@@ -78,7 +78,7 @@ def _owns_weights(settings: Role, declared: Mapping[str, Role]) -> bool:
 
 
 def _own_weights(
-    settings: Role, models: Mapping[str, Model], built: Mapping[str, BuiltRole]
+    settings: Role, models: Mapping[str, LoadedModel], built: Mapping[str, BuiltRole]
 ) -> BuiltRole:
     """A full copy of the run's model, or of the role that is averaged."""
     if isinstance(settings, Discriminator):
@@ -106,7 +106,7 @@ def _own_weights(
 def _on_shared_base(
     name: str,
     settings: Role,
-    models: Mapping[str, Model],
+    models: Mapping[str, LoadedModel],
     switches: Mapping[int, AdapterSwitch],
     built: Mapping[str, BuiltRole],
 ) -> BuiltRole:
@@ -143,25 +143,25 @@ def _on_shared_base(
     return role
 
 
-def _start(settings: Trainable, models: Mapping[str, Model]) -> Model:
+def _start(settings: Trainable, models: Mapping[str, LoadedModel]) -> LoadedModel:
     """What a trained role starts as: the run's model, or the student it names."""
     return models[settings.start_from or ""]
 
 
-def _room_for(lora: LoraWeights) -> Lora:
+def _room_for(lora: LoraWeights) -> LoraSettings:
     """Settings of an adapter that holds a LoRA exactly."""
     rank = max(down.shape[0] for down in lora.down.values())
-    return Lora(rank=rank, alpha=rank, targets=tuple(lora.down))
+    return LoraSettings(rank=rank, alpha=rank, targets=tuple(lora.down))
 
 
-def _like(role: BuiltRole) -> tuple[Lora, LoraWeights]:
+def _like(role: BuiltRole) -> tuple[LoraSettings, LoraWeights]:
     """The settings and weights of an adapter, for a moving average that starts as its copy."""
     assert isinstance(role.settings, Trainable)
     assert role.settings.lora is not None
     return role.settings.lora, adapter_weights(role)
 
 
-def _discriminator(settings: Discriminator, models: Mapping[str, Model]) -> BuiltRole:
+def _discriminator(settings: Discriminator, models: Mapping[str, LoadedModel]) -> BuiltRole:
     """A head of its own; the method feeds it with another role's features."""
     transformer = models[""].network
     assert isinstance(transformer, WanTransformer3DModel)

@@ -31,7 +31,7 @@ from trainers.settings.run import TrainConfig
 
 
 @dataclass(frozen=True)
-class Model:
+class LoadedModel:
     """A model as its name means it: the network, and the LoRA that makes a student of it."""
 
     network: ModelMixin
@@ -91,7 +91,9 @@ class Codecs:
         return int(vae_settings(vae_path(self.folder))["z_dim"])
 
 
-def load_models(config: TrainConfig[Any], load: LoadNetwork | None = None) -> dict[str, Model]:
+def load_models(
+    config: TrainConfig[Any], load: LoadNetwork | None = None
+) -> dict[str, LoadedModel]:
     """The run's own model under "", and every other one that a role names; all in fp32.
 
     A student on the run's own base shares its network. `load` makes a network from an entry and the
@@ -117,17 +119,17 @@ def load_models(config: TrainConfig[Any], load: LoadNetwork | None = None) -> di
     return models
 
 
-def _merged(model: Model) -> Model:
+def _merged(model: LoadedModel) -> LoadedModel:
     """A student as a base: its LoRA becomes a part of the weights."""
     if model.lora is not None:
         merge(model.network, model.lora)
-    return Model(model.network)
+    return LoadedModel(model.network)
 
 
-def _model(network: ModelMixin, adapters: Sequence[Adapter]) -> Model:
+def _model(network: ModelMixin, adapters: Sequence[Adapter]) -> LoadedModel:
     """A network with its LoRAs as one; ValueError where they were made for another model."""
     if not adapters:
-        return Model(network)
+        return LoadedModel(network)
     lora = stack_loras(adapters)
     paths = ", ".join(adapter.path for adapter in adapters)
     if lora.deltas:
@@ -146,7 +148,7 @@ def _model(network: ModelMixin, adapters: Sequence[Adapter]) -> Model:
             raise ValueError(
                 f"adapters: {paths} does not fit the model at {layer}; use a LoRA made for it"
             )
-    return Model(network, lora)
+    return LoadedModel(network, lora)
 
 
 def _require_one_name(config: TrainConfig[Any]) -> None:

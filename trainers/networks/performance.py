@@ -13,12 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from trainers.networks.role import BuiltRole
 from trainers.networks.shared_base import RoleDenoiser
 from trainers.ranks.context import share_context
-from trainers.ranks.ranks import World
+from trainers.ranks.ranks import Ranks
 from trainers.settings.roles import Discriminator, Ema, Trainable
 from trainers.settings.run import TrainConfig
 
 
-def tune_compute(roles: Mapping[str, BuiltRole], config: TrainConfig, world: World) -> None:
+def tune_compute(roles: Mapping[str, BuiltRole], config: TrainConfig, ranks: Ranks) -> None:
     """Sets how the networks of all roles compute, before they are sharded.
 
     ValueError names a setting that does not fit.
@@ -26,13 +26,13 @@ def tune_compute(roles: Mapping[str, BuiltRole], config: TrainConfig, world: Wor
     transformers = transformers_of(roles.values())
     settings = (config.attention_backend, config.compile_blocks, config.activation_checkpointing)
     if not transformers:
-        if any(settings) or world.context > 1:
+        if any(settings) or ranks.context > 1:
             raise ValueError(
                 "attention_backend, compile_blocks, activation_checkpointing, parallel.context: "
                 "only transformers have them"
             )
         return
-    if world.context > 1 and any(isinstance(r.settings, Discriminator) for r in roles.values()):
+    if ranks.context > 1 and any(isinstance(r.settings, Discriminator) for r in roles.values()):
         raise ValueError(
             "parallel.context: a discriminator reads the tokens of a whole video; set it to 1"
         )
@@ -40,9 +40,9 @@ def tune_compute(roles: Mapping[str, BuiltRole], config: TrainConfig, world: Wor
         if config.precision == "bf16":
             store_frozen_in_bf16(transformer, own)
             # everywhere it is called: with weights of two types there is no forward without
-            transformer.forward = _autocast_bf16(world)(transformer.forward)
+            transformer.forward = _autocast_bf16(ranks)(transformer.forward)
         _choose_attention(transformer, config.attention_backend)
-        share_context(transformer, world)
+        share_context(transformer, ranks)
         if config.activation_checkpointing:
             checkpoint_blocks(transformer, next(role.call for role in own))
         # Networks that only predict run too seldom to earn compiling back.
@@ -51,20 +51,20 @@ def tune_compute(roles: Mapping[str, BuiltRole], config: TrainConfig, world: Wor
                 block.compile()
 
 
-def autocast(precision: Literal["fp32", "bf16"], world: World) -> AbstractContextManager[Any]:
+def autocast(precision: Literal["fp32", "bf16"], ranks: Ranks) -> AbstractContextManager[Any]:
     """What a loss is computed under."""
-    return nullcontext() if precision == "fp32" else _autocast_bf16(world)
+    return nullcontext() if precision == "fp32" else _autocast_bf16(ranks)
 
 
-def _autocast_bf16(world: World) -> torch.autocast:
+def _autocast_bf16(ranks: Ranks) -> torch.autocast:
     """Weights that are split are rounded anew in every forward.
 
     A cast that is kept from a forward without gradients (a rollout's) is an older node of autograd
     than the block that uses it again. Its gradient comes after FSDP2 has reduced the block's, and
     is lost without a word (pytorch #158232). It would also keep in memory what FSDP2 frees.
     """
-    split = world.weights_mesh is not None
-    return torch.autocast(world.device.type, torch.bfloat16, cache_enabled=not split)
+    split = ranks.weights_mesh is not None
+    return torch.autocast(ranks.device.type, torch.bfloat16, cache_enabled=not split)
 
 
 def transformers_of(

@@ -22,7 +22,7 @@ from pipelines.sampling.guidance_embedder import (
     load_guidance_embedder,
     time_embedding,
 )
-from trainers.settings.roles import Lora
+from trainers.settings.roles import LoraSettings
 
 
 class AdapterSwitch:
@@ -119,7 +119,7 @@ class RoleDenoiser(Denoiser):
 
 
 def add_adapter(
-    transformer: WanTransformer3DModel, name: str, lora: Lora, start: LoraWeights | None
+    transformer: WanTransformer3DModel, name: str, lora: LoraSettings, start: LoraWeights | None
 ) -> None:
     """Injects an adapter that starts equal to `start`, the rest of its rank fresh.
 
@@ -153,7 +153,7 @@ def add_adapter(
         load_guidance_embedder(transformer, start.guidance, name)
 
 
-def _require_targets(transformer: WanTransformer3DModel, lora: Lora) -> None:
+def _require_targets(transformer: WanTransformer3DModel, lora: LoraSettings) -> None:
     """ValueError for a target that names no layer: PEFT says so only when all of them do not."""
     names = [
         name

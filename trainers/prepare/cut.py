@@ -24,14 +24,14 @@ EARLY = Fraction(1, 1000)  # of a second: time stamps are rounded
 
 
 @dataclass(frozen=True)
-class Clip:
+class Cut:
     """frames uint8 [F, H, W, 3] from this second of the video on."""
 
     start_sec: float
     frames: NDArray[np.uint8]
 
 
-def cut_clips(file: Path, size: tuple[int, int], wanted: ClipShape) -> Iterator[Clip]:
+def cut_clips(file: Path, size: tuple[int, int], wanted: ClipShape) -> Iterator[Cut]:
     """The first clips of a video, one after the other. `size` is (width, height).
 
     A clip has, for each of its moments, the first frame from then on, and no damaged one. av's
@@ -53,7 +53,7 @@ def cut_clips(file: Path, size: tuple[int, int], wanted: ClipShape) -> Iterator[
             while now >= start + Fraction(len(window), wanted.fps) - EARLY:
                 window.append(fitted(frame, stream, size))
                 if len(window) == wanted.num_frames:
-                    yield Clip(float(start), np.stack(window))
+                    yield Cut(float(start), np.stack(window))
                     num_clips, window = num_clips + 1, []
                     break
             if num_clips == wanted.clips_per_video:

@@ -13,10 +13,10 @@ from pipelines.files.disk import fingerprint
 from pipelines.files.layouts import text_encoder_path, tokenizer_path, vae_path
 from pipelines.geometry import TEMPORAL_STRIDE
 from pipelines.models.loading import pick_device
-from trainers.data.prepared import Sample, unpadded
+from trainers.data.prepared import PreparedSample, unpadded
 from trainers.networks.models import Codecs
 from trainers.prepare import fastvideo
-from trainers.prepare.cut import Clip, cut_clips
+from trainers.prepare.cut import Cut, cut_clips
 from trainers.settings.prepare import PrepareSettings
 from trainers.sources.inspect import probe
 from trainers.sources.listing import Item
@@ -48,7 +48,7 @@ class Encoder:
         """[L, D] of the model's own negative prompt."""
         return self.codecs.prompts.encode_prompt([self.preset.negative_prompt])[0].cpu()
 
-    def samples(self, item: Item) -> tuple[list[Sample], str]:
+    def samples(self, item: Item) -> tuple[list[PreparedSample], str]:
         """What an item gives, and in a few words what is wrong with it, or nothing."""
         if item.file is None:
             return [self._prompt(item.caption)], ""
@@ -57,7 +57,7 @@ class Encoder:
         problem = probe(item, self.settings.clips).problem
         if problem:
             return [], problem
-        found: list[Sample] = []
+        found: list[PreparedSample] = []
         try:
             for sample in self._clips(item.file, item):
                 found.append(sample)
@@ -65,7 +65,7 @@ class Encoder:
             return found, f"it is damaged ({error.strerror})"
         return found, "" if found else f"no scene has {self.settings.frames} frames"
 
-    def _prompt(self, prompt: str) -> Sample:
+    def _prompt(self, prompt: str) -> PreparedSample:
         """A prompt alone, for latents of the size that was asked for."""
         width, height = self.settings.sizes[0]
         assert self.settings.frames is not None
@@ -75,9 +75,9 @@ class Encoder:
             height // SPATIAL_STRIDE,
             width // SPATIAL_STRIDE,
         )
-        return Sample(prompt, shape, {"prompt_embeds": self._embed(prompt)})
+        return PreparedSample(prompt, shape, {"prompt_embeds": self._embed(prompt)})
 
-    def _clips(self, file: Path, item: Item) -> Iterator[Sample]:
+    def _clips(self, file: Path, item: Item) -> Iterator[PreparedSample]:
         wanted = self.settings.clips
         size = probe(item, wanted).size
         assert size is not None
@@ -85,9 +85,9 @@ class Encoder:
         for clip in cut_clips(file, size, wanted):
             tensors = self._encode(clip) | {"prompt_embeds": prompt_embeds.clone()}
             origin = {"file": str(file), "start_sec": round(clip.start_sec, 3)}
-            yield Sample(item.caption, tuple(tensors["latents"].shape), tensors, origin)
+            yield PreparedSample(item.caption, tuple(tensors["latents"].shape), tensors, origin)
 
-    def _encode(self, clip: Clip) -> dict[str, Tensor]:
+    def _encode(self, clip: Cut) -> dict[str, Tensor]:
         """`latents`; and for models that continue images `image_latents` and `image_embeds`.
 
         In half precision: its rounding is far below any noise level.

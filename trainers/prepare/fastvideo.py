@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipelines.models.codecs import VideoCodec
-from trainers.data.prepared import Sample, unpadded
+from trainers.data.prepared import PreparedSample, unpadded
 
 DTYPES = {
     "float32": torch.float32,
@@ -22,7 +22,7 @@ DTYPES = {
 }
 
 
-def read_samples(file: Path, codec: VideoCodec) -> tuple[list[Sample], str]:
+def read_samples(file: Path, codec: VideoCodec) -> tuple[list[PreparedSample], str]:
     """All samples of one file, and in a few words what is wrong with it, or nothing.
 
     ValueError where pyarrow is not installed.
@@ -46,12 +46,12 @@ def read_samples(file: Path, codec: VideoCodec) -> tuple[list[Sample], str]:
     return found, f"{num_others} of its rows have no latents" if num_others else ""
 
 
-def _sample(row: Mapping[str, Any], codec: VideoCodec, file: Path) -> Sample:
+def _sample(row: Mapping[str, Any], codec: VideoCodec, file: Path) -> PreparedSample:
     latents = codec.normalise(_tensor(row, "vae_latent").float()[None])[0].half().cpu()
     prompt_embeds = unpadded(_tensor(row, "text_embedding").float())
     tensors = {"latents": latents, "prompt_embeds": prompt_embeds}
     origin = {"file": str(file), "id": row.get("id") or row.get("file_name") or ""}
-    return Sample(row["caption"], tuple(latents.shape), tensors, origin)
+    return PreparedSample(row["caption"], tuple(latents.shape), tensors, origin)
 
 
 def _tensor(row: Mapping[str, Any], name: str) -> Tensor:

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from pipelines.files.disk import atomic_path
 from trainers.data import prepared
-from trainers.data.prepared import Sample
+from trainers.data.prepared import PreparedSample
 from trainers.prepare.encode import Encoder, local_device
 from trainers.prepare.show import write_previews
 from trainers.run.log import Tracker
@@ -145,7 +145,7 @@ class Preparation:
         return True
 
     def _make_shard(self, number: int, progress: Progress | None) -> bool:
-        samples: list[Sample] = []
+        samples: list[PreparedSample] = []
         problems: list[dict[str, str]] = []
         first = number * self.per_shard
         for index in range(first, min(first + self.per_shard, len(self.items))):

@@ -6,17 +6,17 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
 
-from trainers.ranks.ranks import World
+from trainers.ranks.ranks import Ranks
 
 
-def share_context(transformer: WanTransformer3DModel, world: World) -> None:
+def share_context(transformer: WanTransformer3DModel, ranks: Ranks) -> None:
     """Splits the tokens of every forward over the context group (Ulysses); call before `shard`.
 
     Every rank returns the whole prediction, and gradients of the weights *sum* over the group to
     what one rank would have. Does what diffusers' `enable_parallelism` does, which divides by the
     number of accelerators and so needs one. ValueError names the setting that does not fit.
     """
-    if world.context_mesh is None:
+    if ranks.context_mesh is None:
         return
     attentions = [m for m in transformer.modules() if isinstance(m, WanAttention)]
     backend = attentions[0].processor._attention_backend or AttentionBackendName.NATIVE
@@ -27,14 +27,14 @@ def share_context(transformer: WanTransformer3DModel, world: World) -> None:
             f"choose one of {', '.join(known)}"
         )
     num_heads = transformer.config.num_attention_heads
-    if num_heads % world.context:
+    if num_heads % ranks.context:
         raise ValueError(
-            f"parallel.context: {world.context} ranks cannot share {num_heads} attention heads; "
+            f"parallel.context: {ranks.context} ranks cannot share {num_heads} attention heads; "
             "choose a divisor of that"
         )
-    config = ContextParallelConfig(ulysses_degree=world.context, mesh=world.context_mesh)
+    config = ContextParallelConfig(ulysses_degree=ranks.context, mesh=ranks.context_mesh)
     both = ParallelConfig(context_parallel_config=config)
-    both.setup(world.rank, world.num_ranks, world.device, mesh=world.context_mesh)
+    both.setup(ranks.rank, ranks.num_ranks, ranks.device, mesh=ranks.context_mesh)
     for attention in attentions:
         attention.processor._parallel_config = both
         for norm in (attention.norm_q, attention.norm_k):
@@ -45,7 +45,7 @@ def share_context(transformer: WanTransformer3DModel, world: World) -> None:
     patch_size = tuple(transformer.config.patch_size)
 
     def check(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        _require_divisible(kwargs["hidden_states"], patch_size, world.context)
+        _require_divisible(kwargs["hidden_states"], patch_size, ranks.context)
 
     transformer.register_forward_pre_hook(check, with_kwargs=True)
 

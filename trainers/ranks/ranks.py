@@ -22,7 +22,7 @@ from trainers.settings.run import Parallel
 
 
 @dataclass(frozen=True)
-class World:
+class Ranks:
     """This process among its peers. The meshes are there where there are several ranks."""
 
     rank: int
@@ -48,7 +48,7 @@ class World:
         return self.num_ranks // self.context
 
 
-def join_world(device: str, parallel: Parallel | None = None) -> World:
+def join_ranks(device: str, parallel: Parallel | None = None) -> Ranks:
     """Joins torchrun's process group where there is one. `device` is auto, cpu or cuda.
 
     May be called again, to lay out the same ranks in another way. ValueError where the sizes in
@@ -65,7 +65,7 @@ def join_world(device: str, parallel: Parallel | None = None) -> World:
             "parallel.cpu_offload: it needs several CUDA ranks under torchrun; leave it out"
         )
     if "WORLD_SIZE" not in os.environ:
-        return World(0, 1, torch.device(kind))
+        return Ranks(0, 1, torch.device(kind))
     local_device = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if kind == "cuda" else "cpu")
     if kind == "cuda":
         torch.cuda.set_device(local_device)
@@ -75,7 +75,7 @@ def join_world(device: str, parallel: Parallel | None = None) -> World:
         # gloo beside nccl for what is offloaded: the norm of gradients that lie on the CPU
         dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
     if num_ranks == 1:
-        return World(0, 1, local_device)
+        return Ranks(0, 1, local_device)
     weights_mesh = _weights_mesh(kind, parallel.replicate, num_ranks)
     context_mesh = None
     if parallel.context > 1:
@@ -83,7 +83,7 @@ def join_world(device: str, parallel: Parallel | None = None) -> World:
         groups = init_device_mesh(kind, shape, mesh_dim_names=("data", "ring", "ulysses"))
         context_mesh = groups["ring", "ulysses"]
     rank = dist.get_rank()
-    return World(rank, num_ranks, local_device, parallel.context, weights_mesh, context_mesh)
+    return Ranks(rank, num_ranks, local_device, parallel.context, weights_mesh, context_mesh)
 
 
 def _weights_mesh(kind: str, replicate: int, num_ranks: int) -> DeviceMesh:
@@ -109,26 +109,26 @@ def _require_product(parallel: Parallel, num_ranks: int) -> None:
         )
 
 
-def leave_world(world: World) -> None:
+def leave_ranks(ranks: Ranks) -> None:
     """Closes the process group, if one was joined."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def shard(
-    network: nn.Module, blocks: Iterable[nn.Module], world: World, cpu_offload: bool = False
+    network: nn.Module, blocks: Iterable[nn.Module], ranks: Ranks, cpu_offload: bool = False
 ) -> None:
     """Brings a network to its device; with several ranks split by FSDP2: each block, then the rest.
 
     The rest is split again after every forward too, so that parameters look alike between steps.
     """
-    if world.weights_mesh is None:
-        network.to(world.device)
+    if ranks.weights_mesh is None:
+        network.to(ranks.device)
         return
     policy = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
     for part in (*blocks, network):
         fully_shard(
-            part, mesh=world.weights_mesh, reshard_after_forward=True, offload_policy=policy
+            part, mesh=ranks.weights_mesh, reshard_after_forward=True, offload_policy=policy
         )
 
 
@@ -137,33 +137,33 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def any_rank(flag: bool, world: World) -> bool:
+def any_rank(flag: bool, ranks: Ranks) -> bool:
     """True on every rank if it is true on one."""
-    if world.num_ranks == 1:
+    if ranks.num_ranks == 1:
         return flag
-    votes = torch.tensor(int(flag), device=world.device)
+    votes = torch.tensor(int(flag), device=ranks.device)
     dist.all_reduce(votes, dist.ReduceOp.MAX)
     return bool(votes.item())
 
 
-def mean_over_ranks(values: Tensor, world: World) -> Tensor:
+def mean_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
     """The mean of a small tensor over the ranks, on every rank."""
-    if world.num_ranks > 1:
+    if ranks.num_ranks > 1:
         dist.all_reduce(values)
-        values /= world.num_ranks
+        values /= ranks.num_ranks
     return values
 
 
-def from_all_ranks(values: list[str], world: World) -> list[str]:
+def from_all_ranks(values: list[str], ranks: Ranks) -> list[str]:
     """The texts of all ranks in order of rank, on every rank."""
-    if world.num_ranks == 1:
+    if ranks.num_ranks == 1:
         return values
-    gathered: list[list[str]] = [[] for _ in range(world.num_ranks)]
+    gathered: list[list[str]] = [[] for _ in range(ranks.num_ranks)]
     dist.all_gather_object(gathered, values)
     return [text for texts in gathered for text in texts]
 
 
-def barrier(world: World) -> None:
+def barrier(ranks: Ranks) -> None:
     """Waits for all ranks."""
-    if world.num_ranks > 1:
+    if ranks.num_ranks > 1:
         dist.barrier()

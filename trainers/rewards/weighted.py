@@ -18,7 +18,7 @@ from trainers.scoring.reward import Reward
 from trainers.settings.reward import RewardChoice
 
 
-class Part(Strict):
+class WeightedReward(Strict):
     """One reward of the sum."""
 
     kind: str = Field(description="A file in trainers/rewards/.")
@@ -30,7 +30,7 @@ class Part(Strict):
 class Config(Strict):
     """The parts."""
 
-    rewards: tuple[Part, ...] = Field(min_length=1)
+    rewards: tuple[WeightedReward, ...] = Field(min_length=1)
 
 
 class RewardModel(Reward[Config]):

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 from trainers.networks.role import BuiltRole, trained_state
-from trainers.ranks.ranks import World, barrier, whole
+from trainers.ranks.ranks import Ranks, barrier, whole
 
 PARTIAL = ".partial"
 BEST = "best.json"  # in the run directory: step and score of the best checkpoint
@@ -38,7 +38,7 @@ def save_checkpoint(
     step: int,
     roles: Mapping[str, BuiltRole],
     optimizers: Mapping[str, Optimizer],
-    world: World,
+    ranks: Ranks,
 ) -> Path:
     """Writes checkpoints/step_NNNNNN and returns it.
 
@@ -46,29 +46,29 @@ def save_checkpoint(
     """
     final = _folder(run_dir, step)
     partial = final.with_name(final.name + PARTIAL)
-    if world.is_main:
+    if ranks.is_main:
         for leftover in final.parent.glob(f"*{PARTIAL}"):
             shutil.rmtree(leftover)
-    barrier(world)
+    barrier(ranks)
     state = _state(roles, optimizers)
     try:
-        dcp.save(state, checkpoint_id=partial, no_dist=world.num_ranks == 1)
+        dcp.save(state, checkpoint_id=partial, no_dist=ranks.num_ranks == 1)
     except CheckpointException as error:  # on every rank, if it is so on one
         free_gb = shutil.disk_usage(run_dir).free / 1e9
-        if world.is_main:
+        if ranks.is_main:
             shutil.rmtree(partial, ignore_errors=True)  # gives the log its space back
         raise ValueError(
             f"checkpoints: {final.name} could not be written with {free_gb:.3f} GB free on its "
             "disk; free some space and resume, earlier checkpoints are whole"
         ) from error
-    if world.is_main:
+    if ranks.is_main:
         (partial / "step.json").write_text(json.dumps({"step": step}))
         if (
             final.exists()
         ):  # a save at a step that was saved before, by a run that was resumed from it
             shutil.rmtree(final)
         os.replace(partial, final)
-    barrier(world)
+    barrier(ranks)
     return final
 
 
@@ -76,11 +76,11 @@ def load_checkpoint(
     folder: Path,
     roles: Mapping[str, BuiltRole],
     optimizers: Mapping[str, Optimizer],
-    world: World,
+    ranks: Ranks,
 ) -> int:
     """Restores weights and optimizers in place; returns the number of finished steps."""
     state = _state(roles, optimizers)
-    dcp.load(state, checkpoint_id=folder, no_dist=world.num_ranks == 1)
+    dcp.load(state, checkpoint_id=folder, no_dist=ranks.num_ranks == 1)
     for name, optimizer in optimizers.items():
         set_optimizer_state_dict(
             roles[name].network, optimizer, optim_state_dict=state["optimizers"][name]
@@ -130,11 +130,11 @@ def _state(roles: Mapping[str, BuiltRole], optimizers: Mapping[str, Optimizer]) 
     }
 
 
-def full_weights(parameters: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+def full_weights(parameters: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     """Parameters by name, whole, on the CPU of the main rank (the others get an empty dict)."""
     weights = {}
     for name, parameter in parameters.items():
         weight = whole(parameter.detach())  # every rank takes part
-        if world.is_main:
+        if ranks.is_main:
             weights[name] = weight.cpu().clone()  # gathering pads the storage
     return weights

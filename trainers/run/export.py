@@ -19,7 +19,7 @@ from pipelines.lora.apply import save_lora
 from pipelines.sampling.guidance_embedder import portable_name
 from trainers.algorithm import Algorithm
 from trainers.networks.role import BuiltRole
-from trainers.ranks.ranks import World
+from trainers.ranks.ranks import Ranks
 from trainers.run.checkpoint import checkpoint_folder, full_weights, load_checkpoint
 from trainers.settings.roles import Ema, Trainable
 from trainers.settings.run import TrainConfig
@@ -41,15 +41,15 @@ def export_role(
     trained: Algorithm[Any],
     roles: dict[str, BuiltRole],
     folder: Path,
-    world: World,
+    ranks: Ranks,
 ) -> None:
     """Writes `folder/transformer`, `folder/vae` or `folder/lora.safetensors`, and `sampler.json`.
 
     Replaces an older export whole.
     """
     role = exported_role(roles)
-    weights = full_weights(role.own_parameters, world)
-    if not world.is_main:
+    weights = full_weights(role.own_parameters, ranks)
+    if not ranks.is_main:
         return
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -82,17 +82,17 @@ def export_checkpoint(
     roles: dict[str, BuiltRole],
     run_dir: Path,
     step: int,
-    world: World,
+    ranks: Ranks,
 ) -> Path:
     """Exports the student of one checkpoint; the registry calls it RUN@STEP. Returns the folder.
 
     ValueError where the run has no such checkpoint.
     """
-    load_checkpoint(checkpoint_folder(run_dir, step), roles, {}, world)
+    load_checkpoint(checkpoint_folder(run_dir, step), roles, {}, ranks)
     folder = run_dir / "exports" / f"step_{step:06d}"
-    if world.is_main:
+    if ranks.is_main:
         folder.parent.mkdir(exist_ok=True)
-    export_role(config, trained, roles, folder, world)
+    export_role(config, trained, roles, folder, ranks)
     return folder
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pipelines.strict import explain
-from trainers.ranks.ranks import World, from_all_ranks
+from trainers.ranks.ranks import Ranks, from_all_ranks
 from trainers.settings.run import TrainConfig
 
 WHAT_MAKES_A_RUN = (
@@ -94,8 +94,8 @@ MAX_IN_A_ROW = 20
 class SkippedSteps:
     """The count of each trained role since the run was started."""
 
-    def __init__(self, roles: Iterable[str], tracker: Tracker, world: World):
-        self.tracker, self.world = tracker, world
+    def __init__(self, roles: Iterable[str], tracker: Tracker, ranks: Ranks):
+        self.tracker, self.ranks = tracker, ranks
         self.num_skipped = dict.fromkeys(roles, 0)
         self.num_in_a_row = dict.fromkeys(roles, 0)
 
@@ -110,8 +110,8 @@ class SkippedSteps:
             return True
         self.num_skipped[role] += 1
         self.num_in_a_row[role] += 1
-        named = from_all_ranks(prompts, self.world)
-        if self.world.is_main:
+        named = from_all_ranks(prompts, self.ranks)
+        if self.ranks.is_main:
             reason = "loss not finite" if named else "gradient not finite"
             self.tracker.event("skipped", step=step, role=role, reason=reason, prompts=named)
         if self.num_in_a_row[role] >= MAX_IN_A_ROW:

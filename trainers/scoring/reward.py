@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pipelines.strict import Strict
-from trainers.ranks.ranks import World, any_rank
+from trainers.ranks.ranks import Ranks, any_rank
 from trainers.settings.reward import NUM_RANDOM_FRAMES, Frames, RewardChoice
 
 TRAINED, HELD_OUT = "reward", "held_out_reward"  # of a run, their names among figures
@@ -55,9 +55,9 @@ class LatentScore:
     """A reward for latents: decodes as much of them as it sees."""
 
     def __init__(
-        self, reward: Reward[Any], choice: RewardChoice, vae: AutoencoderKLWan, world: World
+        self, reward: Reward[Any], choice: RewardChoice, vae: AutoencoderKLWan, ranks: Ranks
     ):
-        self.reward, self.choice, self.vae, self.world = reward, choice, vae, world
+        self.reward, self.choice, self.vae, self.ranks = reward, choice, vae, ranks
         self.frames: Frames = choice.frames or reward.frames
         if reward.needs_motion and self.frames != "all":
             raise ValueError(
@@ -88,7 +88,7 @@ class LatentScore:
 
     def _answer(self, seen: Tensor, prompts: tuple[str, ...]) -> Tensor:
         scores, problem = self._ask(seen, prompts)
-        if any_rank(problem is not None, self.world):
+        if any_rank(problem is not None, self.ranks):
             raise RewardError(f"reward: {problem or 'another rank had no answer'}")
         return scores.to(seen.device)
 

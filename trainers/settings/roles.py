@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from pipelines.strict import Strict
 
 
-class Lora(Strict):
+class LoraSettings(Strict):
     """A low-rank adapter instead of full weights."""
 
     rank: int = Field(16, ge=1, le=1024)
@@ -28,7 +28,7 @@ class Pull(Strict):
 class Trainable(Strict):
     """A network that the run trains, with its optimizer (AdamW). It starts as the run's model."""
 
-    lora: Lora | None = Field(
+    lora: LoraSettings | None = Field(
         None, description="Train an adapter on the base that all such roles share."
     )
     start_from: str | None = Field(

@@ -106,7 +106,7 @@ class TrainConfig(Strict, Generic[AlgorithmT]):
         return self
 
 
-def merge(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Puts `a.b=value` (YAML values) into a copy of the tree.
 
     ValueError where the form is wrong.

@@ -63,7 +63,7 @@ class Validation(Strict):
     score: Literal["drift", "shapes", "held_out"] | None = Field(
         "drift",
         description="drift: minus the distance to the teacher (trainers/validation/drift.py). shapes: for "
-        "captions of the shapes world, the mean of prompt and slot accuracy, minus the distance "
+        "captions of the shapes ranks, the mean of prompt and slot accuracy, minus the distance "
         "where there is a teacher. held_out: the held-out reward. Empty ranks no checkpoints.",
     )
     export: Literal["best", "last"] = Field("best", description="Which checkpoint is exported.")

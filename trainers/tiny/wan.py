@@ -31,7 +31,7 @@ from pipelines.geometry import TEMPORAL_STRIDE
 from pipelines.models.first_frame import first_frame_latents
 from pipelines.models.loading import Components, load_components
 from trainers.data import prepared
-from trainers.data.prepared import Sample, unpadded
+from trainers.data.prepared import PreparedSample, unpadded
 from trainers.worlds.shapes import all_captions, render, training_captions
 
 TEXT_LENGTH = 64
@@ -184,7 +184,7 @@ def prepare(model: Path, out: Path, num_clips: int) -> None:
     prepared.finish(out, num_shards, negative, TEXT_LENGTH)
 
 
-def _encoded(components: Components, first: int, end: int) -> Iterator[Sample]:
+def _encoded(components: Components, first: int, end: int) -> Iterator[PreparedSample]:
     """The rendered training clips from number `first` to before `end`."""
     captions = training_captions()
     for start in range(first, end, ENCODE_BATCH):
@@ -198,7 +198,7 @@ def _encoded(components: Components, first: int, end: int) -> Iterator[Sample]:
         for caption, latent, image in zip(chosen, latents, image_latents, strict=True):
             prompt_embeds = unpadded(components.encode_prompt([str(caption)])[0])
             tensors = {"latents": latent, "prompt_embeds": prompt_embeds, "image_latents": image}
-            yield Sample(str(caption), tuple(latent.shape), tensors)
+            yield PreparedSample(str(caption), tuple(latent.shape), tensors)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from pipelines.sampling.denoiser import Denoiser
 from pipelines.video import write_video
 from trainers.networks.models import Codecs
 from trainers.networks.role import BuiltRole
-from trainers.ranks.ranks import World, any_rank
+from trainers.ranks.ranks import Ranks, any_rank
 from trainers.scoring.figures import FIGURES, Figures, diversity, thumbnail
 from trainers.scoring.reward import LatentScore
 from trainers.worlds.checker import observe
@@ -26,7 +26,7 @@ from trainers.worlds.shapes import Caption
 
 
 @dataclass(frozen=True)
-class Sample:
+class DrawnVideo:
     """A drawn video by its figures; the thumbnail [3, 8, 16, 16] is what diversity compares."""
 
     recipe: Recipe
@@ -40,7 +40,7 @@ class Sample:
             save_file({"thumbnail": self.thumbnail.contiguous()}, partial, metadata)
 
     @classmethod
-    def load(cls, path: Path) -> "Sample":
+    def load(cls, path: Path) -> "DrawnVideo":
         """Reads what `save` wrote."""
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
@@ -48,7 +48,7 @@ class Sample:
             return cls(recipe, json.loads(metadata["figures"]), file.get_tensor("thumbnail"))
 
 
-class Sampler:
+class VideoDrawer:
     """Draws videos into one folder. Every rank takes part, the main one writes.
 
     With `check_captions` prompts are captions of the shapes world, and accuracy is a figure too.
@@ -56,31 +56,31 @@ class Sampler:
     """
 
     def __init__(
-        self, codecs: Codecs, folder: Path, world: World, rewards: Mapping[str, LatentScore]
+        self, codecs: Codecs, folder: Path, ranks: Ranks, rewards: Mapping[str, LatentScore]
     ):
-        self.codecs, self.folder, self.world, self.rewards = codecs, folder, world, rewards
+        self.codecs, self.folder, self.ranks, self.rewards = codecs, folder, ranks, rewards
         self.check_captions = False
 
-    def draw(self, recipe: Recipe, role: BuiltRole, name: str) -> Sample:
+    def draw(self, recipe: Recipe, role: BuiltRole, name: str) -> DrawnVideo:
         """Samples the role, writes NAME.mp4 and measures the video."""
         training = role.call.training
         role.call.eval()
         model, condition = cast(Denoiser, role.call), self.codecs.condition(recipe)
         video = sample_video(recipe, self.codecs.prompts, self.codecs.video, model, condition)
         role.call.train(training)
-        if self.world.is_main:
+        if self.ranks.is_main:
             frames = video[0].permute(0, 2, 3, 1).cpu().numpy()
             write_video(self.folder / f"{name}.mp4", frames, recipe.fps, recipe.to_json())
-        return Sample(recipe, self._figures(recipe, video), thumbnail(video)[0].cpu())
+        return DrawnVideo(recipe, self._figures(recipe, video), thumbnail(video)[0].cpu())
 
-    def draw_once(self, recipe: Recipe, role: BuiltRole, name: str) -> Sample:
+    def draw_once(self, recipe: Recipe, role: BuiltRole, name: str) -> DrawnVideo:
         """As `draw`, but what an earlier start has drawn of this very recipe is not drawn again."""
         path = self.folder / f"{name}.safetensors"
-        known = self.world.is_main and path.is_file() and Sample.load(path).recipe == recipe
-        if any_rank(known, self.world):
-            return Sample.load(path)
+        known = self.ranks.is_main and path.is_file() and DrawnVideo.load(path).recipe == recipe
+        if any_rank(known, self.ranks):
+            return DrawnVideo.load(path)
         sample = self.draw(recipe, role, name)
-        if self.world.is_main:
+        if self.ranks.is_main:
             sample.save(path)
         return sample
 
@@ -96,7 +96,7 @@ class Sampler:
         return figures
 
 
-def summary(samples: Sequence[Sample]) -> Figures:
+def summary(samples: Sequence[DrawnVideo]) -> Figures:
     """The mean of every figure; with several seeds a prompt also their diversity."""
     figures = {
         name: sum(sample.figures[name] for sample in samples) / len(samples)

@@ -25,7 +25,7 @@ from pipelines.files.disk import atomic_path
 from pipelines.recipe import Adapter, Recipe
 from trainers.algorithm import Algorithm
 from trainers.networks.role import BuiltRole
-from trainers.ranks.ranks import World, any_rank
+from trainers.ranks.ranks import Ranks, any_rank
 from trainers.run.checkpoint import BEST
 from trainers.run.export import exported_role, student_spec
 from trainers.run.log import Tracker
@@ -35,7 +35,7 @@ from trainers.settings.roles import Frozen
 from trainers.settings.run import TrainConfig
 from trainers.settings.validation import Validation
 from trainers.validation import drift
-from trainers.validation.samples import Sampler, summary
+from trainers.validation.samples import VideoDrawer, summary
 from trainers.worlds.shapes import Caption
 
 
@@ -47,14 +47,14 @@ class Validator:
         config: TrainConfig[Any],
         algorithm: Algorithm[Any],
         roles: dict[str, BuiltRole],
-        sampler: Sampler,
+        sampler: VideoDrawer,
         tracker: Tracker,
-        world: World,
+        ranks: Ranks,
     ):
         assert config.validation is not None
         if algorithm.component == "vae":
             raise ValueError("validation: an autoencoder draws no videos; leave it out")
-        self.settings, self.tracker, self.world = config.validation, tracker, world
+        self.settings, self.tracker, self.ranks = config.validation, tracker, ranks
         self.student, self.teacher = exported_role(roles), roles.get("teacher")
         self.student_recipes = student_recipes(config, algorithm)
         self.teacher_recipes = teacher_recipes(config) if self.teacher else {}
@@ -73,7 +73,7 @@ class Validator:
                 for name, recipe in self.teacher_recipes.items()
             ]
             self.teacher_figures = summary(drawn)
-        if self.world.is_main:
+        if self.ranks.is_main:
             self.scores = self.tracker.history("validation/score")
             self.hacked = self._hacking() is not None
             self.write_best()
@@ -89,12 +89,12 @@ class Validator:
             self.sampler.draw(recipe, self.student, f"{folder}/{name}")
             for name, recipe in self.student_recipes.items()
         ]
-        if self.world.is_main:
+        if self.ranks.is_main:
             self.tracker.event("sampled", step=step, folder=f"samples/{folder}")
             self._rank(step, summary(drawn))
         self._check_patience()
         best = self.best()
-        return any_rank(best is not None and best[0] == step, self.world)
+        return any_rank(best is not None and best[0] == step, self.ranks)
 
     def best(self) -> tuple[int, float] | None:
         """Step and score of the best validation, the first of equals; known to the main rank."""
@@ -136,7 +136,7 @@ class Validator:
         patience, best = self.settings.patience, self.best()
         since = [step for step, _ in self.scores if best is None or step > best[0]]
         ended = patience is not None and len(since) >= patience
-        self.exhausted = any_rank(ended or self.hacked, self.world)
+        self.exhausted = any_rank(ended or self.hacked, self.ranks)
 
     def _hacking(self) -> str | None:
         """Whether the trained reward has risen while the held-out one fell, too often in a row."""
