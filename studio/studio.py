@@ -8,7 +8,6 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,14 @@ from pipelines.catalog.registry import Registry
 from pipelines.recipe import Recipe
 from pipelines.video import read_recipe, write_grid
 from studio.clips.live_preview import preview_name
-from studio.clips.store import Cell, ClipInfo, Comparison, Job, Store
+from studio.clips.store import NUM_RECENT_CLIPS, Cell, ClipInfo, Comparison, Job, Store
 from studio.clips.workers import clip_path, store_path
-from studio.compare.cost import estimate_sec, metric_lines
+from studio.compare.cost import Forecast, estimate_sec, metric_lines
 from studio.compare.images import Images
 from studio.compare.variants import LABELS, Variant, cli_command, lora_name, to_recipe
 from studio.page.words import FILE_ROUTE, plural, sentence
 from studio.train.training import Training
 
-NUM_RECENT_CLIPS = 200  # enough to find a clip of the same model and size for an estimate
 EXPORT_SUFFIXES = (".mp4", ".gif")
 
 
@@ -251,15 +249,6 @@ class Studio:
             }
             for comparison in self.store.recent_comparisons(limit)
         ]
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """Why variants cannot work, by label; seconds for the others; how many exist already."""
-
-    problems: dict[str, str]
-    seconds: list[float | None]
-    num_cached: int
 
 
 def without_folders(recipe: Recipe) -> Recipe:

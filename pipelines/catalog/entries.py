@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from pipelines.files.disk import read_json
-from pipelines.files.layouts import own_image_preprocessing, what_is_missing
+from pipelines.files.layouts import own_image_preprocessing, transformer_path, what_is_missing
 from pipelines.files.tensors import Header
 from pipelines.recipe import ImagePreprocessing, Recipe, SamplerSpec
 from pipelines.strict import Strict, explain
@@ -109,6 +109,18 @@ class ModelEntry:
     def networks(self) -> tuple[Path, ...]:
         """What is loaded before any LoRA; equal for all LoRA students of a base."""
         return tuple(path for path in (self.folder, self.transformer) if path is not None)
+
+    @property
+    def loaded_transformer(self) -> Path:
+        """The folder or file of the transformer that runs: its own, else the one in `folder`.
+
+        ValueError says what is missing.
+        """
+        if self.transformer is not None:
+            return self.transformer
+        if self.folder is None:
+            raise ValueError(f"model: {self.missing}")
+        return transformer_path(self.folder)
 
     @property
     def weights(self) -> tuple[Path, ...]:

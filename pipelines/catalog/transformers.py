@@ -32,16 +32,15 @@ from pipelines.files.layouts import (
     image_encoder_path,
     is_diffusers_part,
     is_model_folder,
-    transformer_path,
 )
 from pipelines.files.wan_layout import (
     PICKLED_TRANSFORMERS,
     PICKLES,
     TRANSFORMER_FILE,
     WEIGHTS,
+    shapes_and_config,
     transformer_files,
     transformer_problem,
-    transformer_shapes,
 )
 from pipelines.files.weight_configs import Config, transformer_config
 from pipelines.files.weight_names import has_guidance
@@ -159,7 +158,7 @@ def _problem(path: Path, base: ModelEntry) -> str | None:
     if any(file.suffix in PICKLES for file in files):
         return None
     try:
-        own, its = _config(path), _config(base_transformer(base))
+        own, its = _config(path), _config(base.loaded_transformer)
     except ValueError as error:
         return f"{path} cannot be used: {error}"
     if any(own.get(key) != its.get(key) for key in SHARED):
@@ -173,12 +172,6 @@ def _files(path: Path) -> list[Path]:
     return transformer_files(path) if path.is_dir() else [path]
 
 
-def base_transformer(base: ModelEntry) -> Path:
-    """Where a base model's transformer is."""
-    assert base.folder is not None
-    return base.transformer or transformer_path(base.folder)
-
-
 def _config(path: Path) -> Config:
     """A transformer's diffusers configuration. ValueError where it is none of Wan2.1's."""
     if is_diffusers_part(path):
@@ -186,7 +179,7 @@ def _config(path: Path) -> Config:
         return config
     if problem := transformer_problem(_files(path)):
         raise ValueError(problem)
-    return transformer_config(*transformer_shapes(_files(path)))
+    return transformer_config(*shapes_and_config(_files(path)))
 
 
 def _base_for(path: Path, bases: Mapping[str, ModelEntry]) -> ModelEntry:
@@ -200,7 +193,7 @@ def _base_for(path: Path, bases: Mapping[str, ModelEntry]) -> ModelEntry:
     own = _config(path)
     for base in bases.values():
         if base.missing is None and base.base is None:
-            its = _config(base_transformer(base))
+            its = _config(base.loaded_transformer)
             if all(own.get(key) == its.get(key) for key in SIZE):
                 return base
     raise ValueError(
@@ -214,7 +207,7 @@ def _own_sampler(path: Path, base: ModelEntry) -> SamplerSpec:
     own = adapter_sampler(path) if path.is_file() else None
     if own is not None:
         return own
-    guided = has_guidance(transformer_shapes(_files(path))[0])
+    guided = has_guidance(shapes_and_config(_files(path))[0])
     mode = {"guidance_mode": "embedded"} if guided else {}
     return base.preset.sampler.model_copy(update=mode)
 

@@ -10,9 +10,8 @@ from functools import lru_cache
 from math import prod
 from pathlib import Path
 
-from pipelines.catalog.entries import ModelEntry
 from pipelines.files.diffusers_layout import weight_files
-from pipelines.files.layouts import is_diffusers_part, transformer_path
+from pipelines.files.layouts import is_diffusers_part
 from pipelines.files.lora_names import DELTAS, recognise
 from pipelines.files.tensors import Header, tensor_shapes
 from pipelines.files.wan_layout import WEIGHTS, transformer_files
@@ -87,10 +86,11 @@ def lora_shapes(path: Path) -> Shapes:
     return tensor_shapes(adapter_file(path))
 
 
-def transformer_shapes(entry: ModelEntry) -> Shapes | None:
-    """Shapes of a model's transformer by diffusers' names, from headers; None for a pickle."""
-    assert entry.folder is not None
-    path = entry.transformer or transformer_path(entry.folder)
+def transformer_shapes(path: Path) -> Shapes | None:
+    """Shapes of a transformer by diffusers' names, from headers; None for a pickle.
+
+    `path` is the folder or file of any layout.
+    """
     if is_diffusers_part(path):
         files = weight_files(path)
     else:

@@ -100,7 +100,7 @@ def transformer_problem(files: list[Path]) -> str | None:
     return None
 
 
-def transformer_shapes(files: list[Path]) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+def shapes_and_config(files: list[Path]) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
     """Shapes by diffusers names of a transformer's safetensors files, and what else they state."""
     shapes = _all_shapes(files)
     names = diffusers_names(shapes)

@@ -19,7 +19,6 @@ from torch import Tensor
 from pipelines.catalog.entries import CheckpointSpec, ModelEntry
 from pipelines.catalog.overrides import own_sampler
 from pipelines.files.disk import atomic_folder, fingerprint
-from pipelines.files.layouts import transformer_path
 from pipelines.files.lora_outline import Shapes
 from pipelines.formats.convert import open_model
 from pipelines.formats.parts import StoredNetwork
@@ -81,7 +80,7 @@ def merge_loras(transformer: WanTransformer3DModel, adapters: Sequence[Adapter])
 
 def load_merged(base: ModelEntry, dtype: torch.dtype, device: str) -> WanTransformer3DModel:
     """A model's transformer with its own LoRA, if it is one, merged."""
-    transformer = load_transformer(own_transformer(base), dtype, device)
+    transformer = load_transformer(base.loaded_transformer, dtype, device)
     merge_loras(transformer, own_adapters(base))
     return transformer
 
@@ -90,7 +89,7 @@ def open_merged(
     base: ModelEntry, adapters: Sequence[Adapter] = ()
 ) -> tuple[StoredNetwork, tuple[str, ...]]:
     """A model's transformer with its own LoRA and these merged, a tensor at a time; the notes."""
-    part = open_model(own_transformer(base), base.preset.name).transformer
+    part = open_model(base.loaded_transformer, base.preset.name).transformer
     merger = Merger([*own_adapters(base), *adapters], part.shapes)
     tensors = {
         name: replace(weight, read=partial(_read_merged, merger, name, weight))
@@ -104,12 +103,6 @@ def open_merged(
 
 def _read_merged(merger: Merger, name: str, weight: Weight) -> Tensor:
     return merger.merged(name, weight.read())
-
-
-def own_transformer(base: ModelEntry) -> Path:
-    """Where a model's transformer lies."""
-    assert base.folder is not None
-    return base.transformer or transformer_path(base.folder)
 
 
 def own_adapters(base: ModelEntry) -> list[Adapter]:

@@ -22,6 +22,7 @@ from pipelines.strict import Strict
 JobState = Literal["queued", "running", "finished", "failed", "cancelled"]
 
 BUSY_TIMEOUT_SEC = 10
+NUM_RECENT_CLIPS = 200  # enough to find a clip of the same model and size for an estimate
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS comparisons (
     id TEXT PRIMARY KEY, created REAL NOT NULL, cells TEXT NOT NULL

@@ -1,6 +1,7 @@
 """What clips cost, measured and expected."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pipelines.recipe import Recipe
 from studio.clips.store import ClipInfo
@@ -41,3 +42,12 @@ def warm_sec(info: ClipInfo) -> float | None:
     if info.total_sec is None or info.load_sec is None:
         return None
     return info.total_sec - info.load_sec
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Why variants cannot work, by label; seconds for the others; how many exist already."""
+
+    problems: dict[str, str]
+    seconds: list[float | None]
+    num_cached: int

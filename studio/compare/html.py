@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from studio.compare.cost import Forecast
 from studio.page.words import plural
-from studio.studio import Forecast
 
 
 def field_id(label: str, name: str) -> str:

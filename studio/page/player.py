@@ -5,19 +5,30 @@ is unfinished, and puts every text of the user into the page as text, never as H
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import gradio as gr
 
 from studio.page.markup import STATIC
 from studio.page.words import sentence
-from studio.studio import Studio
 
 SCRIPTS = (STATIC / "player_tiles.js", STATIC / "player.js")  # in this order, in one scope
 STYLE = STATIC / "player.css"
 
 
-def draw_player(studio: Studio, elem_id: str = "player") -> gr.HTML:
+class Comparisons(Protocol):
+    """What the player asks `Studio` for by itself."""
+
+    def status(self, comparison_id: str) -> dict[str, Any]: ...
+
+    def cancel(self, job_id: int) -> None: ...
+
+    def commands(self, comparison_id: str) -> list[str]: ...
+
+    def export(self, comparison_id: str, suffix: str) -> str: ...
+
+
+def draw_player(studio: Comparisons, elem_id: str = "player") -> gr.HTML:
     """Not a subclass: for those Gradio writes a stub file beside the module."""
     return gr.HTML(
         value=None,
@@ -29,7 +40,7 @@ def draw_player(studio: Studio, elem_id: str = "player") -> gr.HTML:
     )
 
 
-def _server_functions(studio: Studio) -> list[Callable[[Any], dict[str, Any]]]:
+def _server_functions(studio: Comparisons) -> list[Callable[[Any], dict[str, Any]]]:
     """What the player calls by itself. Any signed-in browser may send anything here."""
 
     def status(comparison_id: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from studio.page.words import FILE_ROUTE, value_at
+from studio.page.words import FILE_ROUTE, duration, value_at
 from studio.run_page import view
 from studio.runs.listing import ALIVE, PREPARE, Run, read_launch, read_tree
 

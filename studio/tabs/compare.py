@@ -152,7 +152,9 @@ def wire_memory(studio: Studio, page: gr.Blocks, form: Form, player: gr.HTML) ->
     models = [panel.fields["model"] for panel in form.panels]
 
     def hint(memory: str, num_variants: int, *models: str) -> Any:
-        return gr.update(info=memory_hint(studio, memory, models[:num_variants]))
+        return gr.update(
+            info=memory_hint(studio.registry, studio.store, memory, models[:num_variants])
+        )
 
     inputs = [form.memory, form.num_variants, *models]
     gr.on(

@@ -22,7 +22,7 @@ from pipelines.files.disk import atomic_path
 from trainers import registry
 from trainers.settings.run import TrainConfig
 
-CODE = registry.FOLDER.parent
+CODE = (registry.FOLDER.parent, registry.FOLDER.parents[1] / "pipelines")
 Tree = dict[str, Any]
 Schema = dict[str, Any]
 
@@ -87,7 +87,7 @@ def descriptions() -> dict[str, str]:
 
 def code_digest() -> str:
     """Of all code that settings are declared in."""
-    files = [*sorted(CODE.rglob("*.py")), CODE.parent / "pipelines" / "recipe.py"]
+    files = sorted(path for folder in CODE for path in folder.rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 

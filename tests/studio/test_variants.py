@@ -215,7 +215,7 @@ def test_the_hint_beside_memory_says_what_fit_chose_last_time(tmp_path: Path) ->
     studio = Studio(tmp_path, Registry(), viewer=False)
 
     def hint(memory: str) -> str:
-        return memory_hint(studio, memory, ["tiny-wan", "tiny-dmd4"])
+        return memory_hint(studio.registry, studio.store, memory, ["tiny-wan", "tiny-dmd4"])
 
     assert hint("fit") == FIRST_HINT
     for seed, (model, words) in enumerate((("tiny-wan", "1 GB."), ("tiny-wan", "2 GB. So it."))):

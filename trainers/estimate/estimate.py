@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from pipelines.catalog.registry import ModelEntry, Registry
 from pipelines.files.disk import read_json
-from pipelines.files.layouts import transformer_path
 from pipelines.formats.parts import transformer_settings
 from pipelines.geometry import TEMPORAL_STRIDE
 from trainers.data.batches import SPATIAL_STRIDE
@@ -84,8 +83,7 @@ def _skeleton(entry: ModelEntry, component: str) -> ModelMixin:
         return AutoencoderKLWan.from_config(read_json(model_folder(entry) / "vae" / "config.json"))
     architecture = entry.preset.architecture
     if entry.folder is not None or architecture is None:
-        path = entry.transformer or transformer_path(model_folder(entry))
-        architecture = transformer_settings(path)
+        architecture = transformer_settings(entry.loaded_transformer)
     return WanTransformer3DModel.from_config(architecture)
 
 

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
 from torch import nn
 
 from pipelines.catalog.registry import ModelEntry, Registry
-from pipelines.files.layouts import image_encoder_path, transformer_path, vae_path
+from pipelines.files.layouts import image_encoder_path, vae_path
 from pipelines.formats.parts import vae_settings
 from pipelines.lora.apply import Lora, stack_loras
 from pipelines.models.codecs import PromptEncoder, VideoCodec
@@ -195,6 +195,6 @@ def _load(entry: ModelEntry, component: str) -> ModelMixin:
     if component == "vae":
         vae: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(base, subfolder="vae")
         return vae.float()
-    path = entry.transformer or transformer_path(base)
+    path = entry.loaded_transformer
     transformer: WanTransformer3DModel = load_transformer(path, torch.float32, "cpu")
     return transformer
