@@ -33,15 +33,15 @@ tiny: $(VENV)/ready
 	test -f $(TINY)/model_index.json || $(RUN) -m trainers.tiny.wan init $(TINY) --seed 0
 	$(RUN) -m trainers presets/train/tiny_vae.yaml
 	$(RUN) -m trainers.tiny.wan install runs/tiny-vae/export $(TINY)
-	$(RUN) -m trainers.evaluation.command autoencoder --model $(TINY)
+	$(RUN) -m trainers.evaluation autoencoder --model $(TINY)
 	$(RUN) -m trainers.tiny.wan prepare $(TINY) runs/tiny-data --num-clips 8192
 	$(RUN) -m trainers presets/train/tiny_base.yaml
 	$(RUN) -m trainers.tiny.wan install runs/tiny-base/export $(TINY)
-	$(RUN) -m trainers.evaluation.command prompts --model $(TINY)
+	$(RUN) -m trainers.evaluation prompts --model $(TINY)
 	test -d $(TINY)-i2v/transformer || $(RUN) -m trainers.tiny.wan init-i2v $(TINY) $(TINY)-i2v
 	$(RUN) -m trainers presets/train/tiny_i2v_base.yaml
 	$(RUN) -m trainers.tiny.wan install runs/tiny-i2v-base/export $(TINY)-i2v
-	$(RUN) -m trainers.evaluation.command images tiny-wan-i2v --seeds 0
+	$(RUN) -m trainers.evaluation images tiny-wan-i2v --seeds 0
 	$(RUN) -m trainers.tiny.clip train assets/tiny-clip --num-steps 1200
 
 # Distils TinyWan into its students, each resumable, and measures them beside it.
@@ -58,8 +58,8 @@ students: $(VENV)/ready
 	  mkdir -p assets/students/tiny-i2v-$$name; \
 	  cp -r runs/tiny-i2v-$$name/export/. assets/students/tiny-i2v-$$name/; \
 	done
-	$(RUN) -m trainers.evaluation.command students $(patsubst %,tiny-%,$(filter-out step24,$(STUDENTS)))
-	$(RUN) -m trainers.evaluation.command images tiny-wan-i2v $(patsubst %,tiny-i2v-%,$(IMAGE_STUDENTS))
+	$(RUN) -m trainers.evaluation students $(patsubst %,tiny-%,$(filter-out step24,$(STUDENTS)))
+	$(RUN) -m trainers.evaluation images tiny-wan-i2v $(patsubst %,tiny-i2v-%,$(IMAGE_STUDENTS))
 
 # Rewards on tiny-weak4, which is tiny_dmd4 at step 100 (save_every=100, then --export 100) and ships.
 rewards: $(VENV)/ready
@@ -74,9 +74,9 @@ rewards: $(VENV)/ready
 	  mkdir -p assets/students/tiny-$$stage; \
 	  cp -r runs/tiny-$$stage/export/. assets/students/tiny-$$stage/; \
 	done
-	$(RUN) -m trainers.evaluation.command lora-alpha tiny-chain-draft --factors 0 0.5 1
-	$(RUN) -m trainers.evaluation.command lora-alpha tiny-draft --seeds 0 1 --plot assets/lora-alpha.svg
-	$(RUN) -m trainers.evaluation.command lora-alpha tiny-nft --seeds 0 1 --factors 0.5 1
+	$(RUN) -m trainers.evaluation lora-alpha tiny-chain-draft --factors 0 0.5 1
+	$(RUN) -m trainers.evaluation lora-alpha tiny-draft --seeds 0 1 --plot assets/lora-alpha.svg
+	$(RUN) -m trainers.evaluation lora-alpha tiny-nft --seeds 0 1 --factors 0.5 1
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

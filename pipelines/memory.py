@@ -3,8 +3,7 @@
     --memory fit
     --memory transformer=fp8_storage,offload=true,text_encoder=cpu
 
-This module imports no torch, so that the web process can use it; `pipelines.models.placement` does what is
-said here and `pipelines.models.fit_memory` chooses.
+`pipelines.models.placement` does what is said here, and `pipelines.models.fit_memory` chooses.
 """
 
 from importlib.util import find_spec

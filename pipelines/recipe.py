@@ -1,8 +1,7 @@
 """What made a video: `Recipe`, and how a checkpoint wants to be sampled: `SamplerSpec`.
 
 The recipe is the unit of the studio: the same object is in the mp4, the database row, the share
-link, the command line and the cache key. This module imports no torch, so that the web process can
-use it.
+link, the command line and the cache key.
 """
 
 import hashlib

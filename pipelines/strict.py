@@ -1,4 +1,4 @@
-"""A frozen pydantic model in which an unknown key is an error, and the first error in a sentence."""
+"""Strict pydantic models, and what is wrong with the input of one in a sentence."""
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 

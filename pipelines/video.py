@@ -1,7 +1,4 @@
-"""Clips on disk: H.264 that browsers and PyAV decode alike, with the recipe in the `comment` tag.
-
-This module imports no torch, so that the web process can use it.
-"""
+"""Clips on disk: H.264 that browsers and PyAV decode alike, the recipe in the `comment` tag."""
 
 import textwrap
 from collections.abc import Sequence

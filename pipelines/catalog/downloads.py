@@ -3,8 +3,7 @@
     MODELS/.downloads/NAME/  state.json  lock  log.txt  and unfinished files, named by their content
 
 Whoever holds the lock is the one that downloads, and the system frees it when that process ends
-in whatever way: so a download that was killed is seen as such, and none runs twice. This module
-imports no torch, so that the web process can use it.
+in whatever way: so a download that was killed is seen as such, and none runs twice.
 """
 
 import os

@@ -1,7 +1,4 @@
-"""How a checkpoint wants to be used: presets/models/NAME.yaml, or `sampler.json` beside weights.
-
-This module imports no torch, so that the web process can use it.
-"""
+"""How a checkpoint wants to be used: presets/models/NAME.yaml, or `sampler.json` beside weights."""
 # ruff: noqa: RUF001 - Wan's negative prompt is Chinese, full-width commas included
 
 from dataclasses import dataclass

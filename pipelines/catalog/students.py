@@ -1,8 +1,7 @@
 """Students: what a distillation run exports, and what lies in assets/students/NAME.
 
 A student is a folder with `sampler.json` beside `lora.safetensors` or `transformer/`. It names the
-base model that it stands on, whose VAE, text encoder and, for a LoRA, transformer it uses. This
-module imports no torch, so that the web process can use it.
+base model that it stands on, whose VAE, text encoder and, for a LoRA, transformer it uses.
 """
 
 from collections.abc import Mapping

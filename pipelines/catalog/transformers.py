@@ -4,8 +4,7 @@ Another model, its base, brings the VAE and the text encoder, which are the same
 `NAME.json` beside NAME.safetensors, or `sampler.json` in a folder, names the base and says how the
 checkpoint wants to be sampled (a `StudentSpec`). Where there is none, the base is the first model
 here with a transformer of the same size, and settings are its own. What is in a pickle cannot be
-seen unopened, so a pickle needs its NAME.json. This module imports no torch, so that the web
-process can use it.
+seen unopened, so a pickle needs its NAME.json.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,8 +1,4 @@
-"""Files: atomic writes, safetensors headers, content hashes, complete model folders.
-
-Of weights only headers and samples are read here, and nothing is unpickled. This module imports no
-torch, so that the web process can use it.
-"""
+"""Atomic writes, content hashes, JSON and sizes of files; of weights only samples are read."""
 
 import hashlib
 import json

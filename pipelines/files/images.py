@@ -1,7 +1,4 @@
-"""Image files: the first frame that image-to-video Wan continues.
-
-This module imports no torch, so that the web process can check what is uploaded.
-"""
+"""Image files: the first frame that image-to-video Wan continues."""
 
 from pathlib import Path
 

@@ -1,7 +1,4 @@
-"""Where the parts of a model lie: diffusers' layout or Wan's own.
-
-This module imports no torch, so that the web process can use it.
-"""
+"""Where the parts of a model lie: diffusers' layout or Wan's own."""
 
 from pathlib import Path
 from typing import Literal

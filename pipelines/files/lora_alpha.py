@@ -1,7 +1,4 @@
-"""The alpha that a LoRA was trained with, told without its weights.
-
-This module imports no torch, so that the web process can use it.
-"""
+"""The alpha that a LoRA was trained with, told without its weights."""
 
 import json
 import struct

@@ -1,8 +1,7 @@
 """How LoRA files in circulation name their tensors: one row a flavour, one line to add another.
 
 A key is PREFIX + LAYER + PART; the table says how each flavour writes the three. Whatever the
-flavour, the result is a kind and diffusers' name of the layer or parameter. This module imports no
-torch, so that the web process can use it.
+flavour, the result is a kind and diffusers' name of the layer or parameter.
 """
 
 import re

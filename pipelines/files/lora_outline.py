@@ -1,7 +1,4 @@
-"""What a LoRA file holds and how much of it a model has, told from names and shapes alone.
-
-This module imports no torch, so that the web process can use it.
-"""
+"""What a LoRA file holds and how much of it a model has, told from names and shapes alone."""
 
 from collections import Counter
 from collections.abc import Mapping

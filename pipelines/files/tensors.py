@@ -2,7 +2,7 @@
 
 The pickle in it is read by an unpickler that knows only the few names that plain tensors need, each
 with a stand-in of ours; any other name is refused, as `weights_only` refuses it. No weights are
-read, so it takes milliseconds. This module imports no torch, so that the web process can use it.
+read, so it takes milliseconds.
 """
 
 import io

@@ -7,7 +7,7 @@
 
 LightX2V's repositories look the same, with `distill_model.safetensors` as the transformer. What is
 in a safetensors file its header says; a pickle is known by its name and opened only where it is
-loaded. This module imports no torch, so that the web process can use it.
+loaded.
 """
 
 import json

@@ -2,8 +2,7 @@
 
 What a shape cannot say is Wan2.1's constant: heads of 128 channels, 32 buckets of distance, the
 VAE's statistics. Files made here that differ say so in a JSON file of their own name beside them,
-or, for a transformer, in `config.json` or in the metadata. This module imports no torch, so that
-the web process can use it.
+or, for a transformer, in `config.json` or in the metadata.
 """
 
 import math

@@ -3,8 +3,7 @@
 `{}` stands for a number that both sides share. diffusers has the same tables
 (`convert_wan_transformer_to_diffusers`, `convert_wan_vae_to_diffusers`), but one way only, with
 torch, without the guidance embedder and FLF2V's positions, and for a VAE with two residual blocks a
-stage alone; for the text encoder it has none. A test compares them for Wan2.1. This module imports
-no torch, so that the web process can use it.
+stage alone; for the text encoder it has none. A test compares them for Wan2.1.
 """
 
 import re

@@ -14,9 +14,9 @@ from pipelines.catalog.overrides import Overrides
 from pipelines.catalog.registry import Registry
 from pipelines.generate import ModelCache, denoise
 from pipelines.sampling.denoiser import Denoiser
+from trainers.evaluation.__main__ import main
 from trainers.evaluation.adherence import adherence
 from trainers.evaluation.clips import cached_clips, sample_clips
-from trainers.evaluation.command import main
 from trainers.evaluation.features import clip_features, frechet_distance
 from trainers.evaluation.measure import (
     diversity_ratios,

@@ -8,8 +8,9 @@ velocity form for flow matching:
     loss   = mean( sqrt( (v_S(noisy, prompt, g) - target)^2 + c^2 ) - c ),   c = 1e-3
 
 g is uniform in [min_scale, max_scale], one a sample; sigma is uniform, then shifted. The student
-gets g as an input (pipelines/sampling/guidance_embedder.py). It starts exactly as its teacher is without guidance,
-because the last layer of its guidance embedder starts at zero; distill_wan2.1 starts elsewhere.
+gets g as an input (pipelines/sampling/guidance_embedder.py). It starts exactly as its teacher is
+without guidance, because the last layer of its guidance embedder starts at zero; distill_wan2.1
+starts elsewhere.
 Left out: the SNR weights of the paper, which velocity and the Huber loss replace; whole-number g
 shared by all ranks, which only makes the gradient noisier.
 """

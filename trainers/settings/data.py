@@ -1,4 +1,4 @@
-"""What a run trains on, as settings: a part of `trainers.settings.run`, which imports no torch."""
+"""What a run trains on, as settings: a part of `trainers.settings.run`."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self

@@ -1,4 +1,4 @@
-"""What `python -m trainers prepare` is asked for. Imports no torch, so that the studio can ask."""
+"""What `python -m trainers prepare` is asked for."""
 
 from dataclasses import dataclass
 from pathlib import Path

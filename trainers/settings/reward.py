@@ -1,4 +1,4 @@
-"""Which reward a run asks, as settings: a part of `trainers.settings.run`, which imports no torch."""
+"""Which reward a run asks, as settings: a part of `trainers.settings.run`."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, Self

@@ -1,7 +1,7 @@
 """The configuration tree of a training run: one for YAML, command line and form.
 
 Precedence: class defaults < preset file < `key=value`. An unknown key is an error that names the
-key. This module imports no torch, so that the web process can read and check a configuration.
+key.
 """
 
 from collections.abc import Sequence

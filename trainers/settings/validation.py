@@ -1,4 +1,4 @@
-"""What a run draws and measures while it trains: a part of `trainers.settings.run`, without torch."""
+"""What a run draws and measures while it trains: a part of `trainers.settings.run`."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -62,9 +62,10 @@ class Validation(Strict):
     )
     score: Literal["drift", "shapes", "held_out"] | None = Field(
         "drift",
-        description="drift: minus the distance to the teacher (trainers/validation/drift.py). shapes: for "
-        "captions of the shapes ranks, the mean of prompt and slot accuracy, minus the distance "
-        "where there is a teacher. held_out: the held-out reward. Empty ranks no checkpoints.",
+        description="drift: minus the distance to the teacher (trainers/validation/drift.py). "
+        "shapes: for captions of the shapes world, the mean of prompt and slot accuracy, minus the "
+        "distance where there is a teacher. held_out: the held-out reward. Empty ranks no "
+        "checkpoints.",
     )
     export: Literal["best", "last"] = Field("best", description="Which checkpoint is exported.")
     patience: int | None = Field(

@@ -1,7 +1,4 @@
-"""A first look at a video: its header and first frame, and what speaks against preparing it.
-
-Imports no torch, so that the studio can look before anything starts.
-"""
+"""A first look at a video: its header and first frame, and what speaks against preparing it."""
 
 import math
 import time

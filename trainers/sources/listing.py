@@ -1,13 +1,11 @@
 """What a user has to prepare, read from the list or folder that it is in. Opens no video.
 
-    a folder             FastVideo's .parquet files, if it holds any; else its videos, each with
-                         its caption in a .txt beside it, or as the folder's own
-                         videos2caption.json, metadata.jsonl or metadata.csv says
-    .csv .jsonl .json    a row each: the file under `path`, `video`, `file`, `file_name` or
-                         `video_path`, the caption under `cap`, `caption`, `text` or `prompt`
-    .txt                 prompts alone, one a line; lines that start with # are skipped
-
-Imports no torch, so that the web process can use it.
+a folder             FastVideo's .parquet files, if it holds any; else its videos, each with
+                     its caption in a .txt beside it, or as the folder's own
+                     videos2caption.json, metadata.jsonl or metadata.csv says
+.csv .jsonl .json    a row each: the file under `path`, `video`, `file`, `file_name` or
+                     `video_path`, the caption under `cap`, `caption`, `text` or `prompt`
+.txt                 prompts alone, one a line; lines that start with # are skipped
 """
 
 import csv

@@ -1,21 +1,23 @@
-"""python -m trainers.worlds render|check"""
+"""Draws a clip of a caption, or reads the caption out of a clip.
 
+python -m trainers.worlds render --caption "..." --seed 1 --out x.mp4
+python -m trainers.worlds check x.mp4 --caption "..."
+"""
+
+import argparse
+import json
+import sys
 from pathlib import Path
 
+from pipelines.video import read_video, write_video
+from trainers.worlds.checker import observe
 from trainers.worlds.shapes import SLOTS, Caption, render
 
 
-def _main() -> int:
+def main() -> int:
     """The command line; returns the exit code: 0 all slots hold, 1 one fails, 2 bad input."""
-    import argparse
-    import json
-    import sys
-
-    from pipelines.video import read_video, write_video
-    from trainers.worlds.checker import observe
-
     parser = argparse.ArgumentParser(
-        prog="python -m trainers.worlds.shapes", description=__doc__.splitlines()[0]
+        prog="python -m trainers.worlds", description=__doc__.splitlines()[0]
     )
     commands = parser.add_subparsers(dest="command", required=True)
     draw = commands.add_parser("render", help="draw one clip of a caption")
@@ -40,3 +42,7 @@ def _main() -> int:
     unstated = {name: getattr(observation, name) for name in ("start", "path_length", "radius")}
     print(json.dumps({**slots, "unstated": unstated}, indent=2))
     return 0 if all(matches.values()) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

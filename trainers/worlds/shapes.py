@@ -1,22 +1,18 @@
-"""The shapes world: a caption grammar and its renderer; `shapes_checker` reads captions back.
+"""The shapes world: a caption grammar and its renderer; `checker` reads captions back.
 
 Captions: `a {size} {colour} {shape} {motion} on a {background} background`. Start position, path
 length and a jitter of the radius are random and unstated, so that a generator's diversity can be
 measured on them. The radius is half the width of the shape's bounding box.
-
-    python -m trainers.worlds.shapes render --caption "..." --seed 1 --out x.mp4
-    python -m trainers.worlds.shapes check x.mp4 --caption "..."
 """
 
 import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from runpy import run_module
 
 import numpy as np
 from numpy.typing import NDArray
-
-from trainers.worlds.__main__ import _main
 
 SIZES = {"small": 0.11, "large": 0.19}  # nominal radius as a share of the frame's shorter side
 COLOURS = {
@@ -168,5 +164,5 @@ def coverage(
     return np.clip(0.5 - distance, 0, 1)
 
 
-if __name__ == "__main__":
-    raise SystemExit(_main())
+if __name__ == "__main__":  # an earlier name of the command
+    run_module("trainers.worlds", run_name="__main__", alter_sys=True)

@@ -1,12 +1,12 @@
 """Measures models of the shapes world: students beside their teacher, prompts, the autoencoder.
 
-    python -m trainers.evaluation.command students tiny-dmd4 tiny-cfg --out runs/evaluation.json
-    python -m trainers.evaluation.command sizes tiny-dmd4 --sizes 64x64 96x96 --frames 17 33
-    python -m trainers.evaluation.command guidance tiny-cfg --scales 1 2 3 4 5 6 7 8
-    python -m trainers.evaluation.command images tiny-wan-i2v tiny-i2v-dmd4
-    python -m trainers.evaluation.command lora-alpha tiny-draft --factors 0 0.5 1 1.5
-    python -m trainers.evaluation.command prompts --model tiny-wan
-    python -m trainers.evaluation.command autoencoder --model tiny-wan
+    python -m trainers.evaluation students tiny-dmd4 tiny-cfg --out runs/evaluation.json
+    python -m trainers.evaluation sizes tiny-dmd4 --sizes 64x64 96x96 --frames 17 33
+    python -m trainers.evaluation guidance tiny-cfg --scales 1 2 3 4 5 6 7 8
+    python -m trainers.evaluation images tiny-wan-i2v tiny-i2v-dmd4
+    python -m trainers.evaluation lora-alpha tiny-draft --factors 0 0.5 1 1.5
+    python -m trainers.evaluation prompts --model tiny-wan
+    python -m trainers.evaluation autoencoder --model tiny-wan
 
 All but the last two print a markdown table and write every figure to --out. What the columns mean
 is said in `measure`, `features`, `adherence` and `first_frames`; seconds are those of a clip in a
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m trainers.evaluation.command")
+    parser = argparse.ArgumentParser(prog="python -m trainers.evaluation")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     captions = _captions([0, 1, 2, 3])
     sampling = argparse.ArgumentParser(add_help=False)
