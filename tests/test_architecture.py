@@ -70,8 +70,8 @@ ROOMS = {
     "s.studio": "p.catalog p.recipe p.video s.clips s.compare s.page s.train",
     "s.api": "s.compare s.page s.studio",
     "s.run_page": "p.catalog p.recipe p.video s.compare s.page s.runs s.studio s.train",
-    "s.models": "p.catalog p.recipe s.page s.run_page s.runs",
-    "s.data": "p.catalog s.page s.run_page s.runs s.train t.sources",
+    "s.models": "p.catalog s.runs",
+    "s.data": "p.catalog s.page s.runs s.train t.sources",
     "s.tabs": "p.catalog p.files p.memory p.recipe p.video s.compare s.data s.models s.page "
     "s.run_page s.runs s.studio s.train t.mirror",
     "s.ui": "s.api s.page s.runs s.studio s.tabs",
