@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -27,7 +27,7 @@ from pipelines.commands.import_lightx2v import add_lightx2v_command
 from pipelines.commands.lora import add_lora_commands, parse_adapter
 from pipelines.files.layouts import Layout
 from pipelines.files.preview_decoder import check_preview_decoder
-from pipelines.recipe import SamplerName
+from pipelines.recipe import SETTINGS, SamplerSpec
 from pipelines.strict import explain
 from pipelines.video import read_recipe
 
@@ -102,11 +102,11 @@ def _add_generate_command(commands: Any, folders: argparse.ArgumentParser) -> No
     )  # fmt: skip
     own = make.add_argument_group("left out, these are the checkpoint's own")
     own.add_argument("--negative-prompt")
-    own.add_argument("--steps", type=int)
-    own.add_argument("--shift", type=float)
-    own.add_argument("--guidance", type=float)
-    own.add_argument("--sampler", choices=get_args(SamplerName))
-    own.add_argument("--sigmas", help="noise levels before the shift: 1.0,0.75,0.5,0.25")
+    for word, name in SETTINGS.items():
+        field = SamplerSpec.model_fields[name]
+        kind = field.annotation if field.annotation in (int, float) else str
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
+        own.add_argument(f"--{word}", type=kind, choices=choices, help=field.description)
     own.add_argument("--size", metavar="WIDTHxHEIGHT")
     own.add_argument("--frames", type=int, help="4n+1")
     own.add_argument("--fps", type=int)
@@ -127,11 +127,10 @@ def _generate(options: argparse.Namespace) -> None:
         adapters=[parse_adapter(text, options.lora_alpha) for text in options.lora],
         seed=options.seed,
         memory=options.memory,
-        steps=options.steps,
-        flow_shift=options.shift,
-        guidance_scale=options.guidance,
-        sampler=options.sampler,
-        sigmas=_sigmas(options.sigmas),
+        sampler={
+            **{name: getattr(options, word) for word, name in SETTINGS.items()},
+            "sigmas": _sigmas(options.sigmas),
+        },
         width=width,
         height=height,
         num_frames=options.frames,

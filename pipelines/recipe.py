@@ -14,28 +14,42 @@ from pipelines.geometry import SPATIAL_MULTIPLE, TEMPORAL_STRIDE
 from pipelines.strict import Strict
 
 SamplerName = Literal["unipc", "euler", "lcm"]
+SOLVERS: dict[SamplerName, str] = {"unipc": "UniPC", "euler": "Euler", "lcm": "LCM"}  # for people
 GuidanceMode = Literal["two_pass", "embedded", "off"]
 ImagePreprocessing = Literal["diffusers", "native"]
 
 
 class SamplerSpec(Strict):
-    """How a checkpoint wants to be sampled; travels with the weights as `sampler.json`."""
+    """How a checkpoint wants to be sampled; travels with the weights as `sampler.json`.
+
+    What has a title is for users to set: it is the label in Compare, and the option's name.
+    """
 
     name: SamplerName = Field(
-        "unipc", description="Solver: UniPC, Euler, or LCM (re-noise after each step)."
+        "unipc",
+        title="Sampler",
+        description="Solver: UniPC, Euler, or LCM (re-noise after each step).",
     )
-    num_inference_steps: int = Field(50, ge=1, le=1000, description="Steps from noise to video.")
+    num_inference_steps: int = Field(
+        50, title="Steps", ge=1, le=1000, description="Steps from noise to video."
+    )
     flow_shift: float = Field(
-        5.0, gt=0, le=100, description="Moves steps toward high noise; larger for larger videos."
+        5.0,
+        title="Shift",
+        gt=0,
+        le=100,
+        description="Moves steps toward high noise; larger for larger videos.",
     )
     guidance_scale: float = Field(
         5.0,
+        title="Guidance",
         ge=0,
         le=30,
         description="How hard the prompt pulls. 1 or less: one forward a step, no negative prompt.",
     )
     sigmas: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = Field(
         None,
+        title="Sigmas",
         description="Noise levels before the shift, descending from 1; replaces the even grid.",
     )
     guidance_mode: GuidanceMode = Field(
@@ -92,6 +106,12 @@ class SamplerSpec(Strict):
         return None
 
 
+# What users may set of a sampler, by the word of its option: `--steps` is `num_inference_steps`.
+SETTINGS = {
+    field.title.lower(): name for name, field in SamplerSpec.model_fields.items() if field.title
+}
+
+
 class Adapter(Strict):
     """One LoRA on the base model. The weight change is strength * (lora_alpha / rank) * B @ A."""
 
@@ -130,7 +150,7 @@ class Recipe(Strict):
     seed: int = Field(0, ge=0, le=2**63 - 1)
     width: int = Field(832, ge=SPATIAL_MULTIPLE, le=4096, description="Pixels, a multiple of 16.")
     height: int = Field(480, ge=SPATIAL_MULTIPLE, le=4096, description="Pixels, a multiple of 16.")
-    num_frames: int = Field(81, ge=1, le=1025, description="4n+1 frames.")
+    num_frames: int = Field(81, title="Frames", ge=1, le=1025, description="4n+1 frames.")
     fps: int = Field(16, ge=1, le=120)
     memory: str = Field(
         "plain", description="How the model lay in memory: plain, fit, or NAME=VALUE,..."

@@ -106,8 +106,10 @@ def bench_steps(folder: Path) -> list[tuple[str, str]]:
     """30 steps with guidance against 4 steps without."""
     registry = Registry()
     models = ModelCache(registry, "cpu")
-    many = registry.recipe("tiny-wan", PROMPT, steps=30)
-    few = registry.recipe("tiny-wan", PROMPT, steps=4, guidance_scale=1.0)
+    many = registry.recipe("tiny-wan", PROMPT, sampler={"num_inference_steps": 30})
+    few = registry.recipe(
+        "tiny-wan", PROMPT, sampler={"num_inference_steps": 4, "guidance_scale": 1.0}
+    )
 
     def run(recipe: Recipe) -> Clip:
         *_, clip = generate(recipe, models, folder / "clip.mp4")

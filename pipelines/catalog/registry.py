@@ -10,7 +10,7 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from pydantic import ValidationError
 
@@ -180,20 +180,23 @@ class Registry:
         ValueError, in one sentence, for anything that is missing, unreadable or out of range.
         """
         entry = self.entry(model)
-        given = {key: value for key, value in overrides.items() if value is not None}
+        given: dict[str, Any] = {
+            name: getattr(entry.preset, name) for name in ("width", "height", "num_frames", "fps")
+        }
+        given |= {name: value for name, value in overrides.items() if value is not None}
         try:
-            sampler = override(own_sampler(entry.preset, adapters), given)
-            geometry = ("width", "height", "num_frames", "fps")
+            sampler = override(own_sampler(entry.preset, adapters), given.pop("sampler", {}))
+            negative_prompt = given.pop("negative_prompt", None)
             recipe = Recipe(
                 model=entry.preset.name,
                 adapters=tuple(adapters),
                 sampler=sampler,
                 prompt=prompt,
                 image=None if image is None else FirstFrame(path=str(image)),
-                negative_prompt=negative_prompt_for(entry.preset, sampler, given),
+                negative_prompt=negative_prompt_for(entry.preset, sampler, negative_prompt),
                 seed=seed,
                 memory=memory_words(parse_memory(memory)),
-                **{field: given.get(field, getattr(entry.preset, field)) for field in geometry},
+                **given,
             )
         except ValidationError as error:
             raise ValueError(explain(error)) from error

@@ -7,6 +7,7 @@ from pipelines.catalog.registry import Registry
 from pipelines.files.lora_outline import lora_shapes, outline, summary, transformer_shapes
 from pipelines.memory import EXPLAINED, parse_memory
 from studio.clips.store import NUM_RECENT_CLIPS, Store
+from studio.compare.variants import NO_HINT
 
 PLAIN_HINT = "All on the device"
 MOVED_HINT = "Weights move between RAM and the device: the same videos"
@@ -46,9 +47,6 @@ def _explanations(store: Store, models: Sequence[str]) -> dict[str, str]:
         if recipe.memory == "fit" and recipe.model in models and told:
             found.setdefault(recipe.model, told[0].removeprefix(EXPLAINED))
     return found
-
-
-NO_HINT = "A small file that changes the model"
 
 
 def lora_hint(registry: Registry, model: str, lora: str | None) -> str:

@@ -5,11 +5,9 @@ from html import escape
 
 from pipelines.catalog.downloads import DownloadState
 from pipelines.catalog.entries import ModelEntry
-from pipelines.recipe import SamplerSpec
+from pipelines.recipe import SOLVERS, SamplerSpec
 from studio.page.words import GB, bytes_words, duration, plural
 from studio.run_page.html import block
-
-SOLVERS = {"unipc": "UniPC", "euler": "Euler", "lcm": "LCM"}
 
 
 @dataclass(frozen=True)

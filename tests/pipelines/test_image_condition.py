@@ -103,7 +103,7 @@ def test_a_continued_image_equals_the_stock_diffusers_pipeline(
     name: str, guidance_scale: float, folder: Path, models: ModelCache, photo: Path
 ) -> None:
     recipe = models.registry.recipe(
-        name, PROMPT, image=photo, seed=3, guidance_scale=guidance_scale
+        name, PROMPT, image=photo, seed=3, sampler={"guidance_scale": guidance_scale}
     )
     components = models.components(recipe)
     condition = models.inputs(recipe, components).condition

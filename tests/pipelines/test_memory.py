@@ -26,9 +26,13 @@ LORA = Path("assets/students/tiny-dmd4/lora.safetensors")
 FP8_TOLERANCE = 0.05  # of the norm of latents; measured 0.004 to 0.041
 
 
-def recipe(model: str = "tiny-wan", **changes: object) -> Recipe:
+def recipe(model: str = "tiny-wan", steps: int = 2, **changes: object) -> Recipe:
     registry = Registry()
-    settings = {"steps": 2, "num_frames": 5, **changes}  # `memory` among them
+    settings = {
+        "sampler": {"num_inference_steps": steps},
+        "num_frames": 5,
+        **changes,
+    }  # `memory` among them
     made = registry.recipe(
         model, "a small red circle moving left on a black background", **settings
     )

@@ -1,7 +1,9 @@
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
-from pipelines.recipe import Adapter, Recipe, SamplerSpec
+from pipelines.recipe import SOLVERS, Adapter, Recipe, SamplerName, SamplerSpec
 from pipelines.strict import explain
 
 
@@ -85,3 +87,7 @@ def test_memory_is_part_of_the_key_where_it_is_not_plain() -> None:
     assert recipe(memory="plain").key() == recipe().key()
     assert "memory" not in recipe().to_json()
     assert len({recipe(memory=words).key() for words in ("plain", "fit", "vae=bf16")}) == 3
+
+
+def test_every_solver_has_a_name_for_people() -> None:
+    assert tuple(SOLVERS) == get_args(SamplerName)

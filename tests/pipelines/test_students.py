@@ -209,7 +209,7 @@ def test_guidance_as_an_input_changes_the_video_at_one_forward_a_step(
         make(
             registry,
             models,
-            registry.recipe("guided", PROMPT, guidance_scale=scale),
+            registry.recipe("guided", PROMPT, sampler={"guidance_scale": scale}),
             tmp_path / f"{scale}.mp4",
         )
         for scale in (1.0, 4.0, 8.0)

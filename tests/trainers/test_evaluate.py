@@ -49,7 +49,9 @@ def captions() -> list[Caption]:
 def test_a_clip_of_a_batch_is_the_clip_that_generate_makes(
     sampler: str, guidance_scale: float, num_forwards: int, models: ModelCache
 ) -> None:
-    own: Overrides = {"sampler": sampler, "guidance_scale": guidance_scale, "steps": 3}
+    own: Overrides = {
+        "sampler": {"name": sampler, "guidance_scale": guidance_scale, "num_inference_steps": 3}
+    }
     prompts = models.registry.prompts("shapes_test")[:3]
     recipes = clip_recipes(models.registry, "tiny-wan", prompts, [4, 5], own | SMALL)
     clips = sample_clips(recipes, models)
@@ -155,7 +157,7 @@ def test_the_teacher_is_sampled_once_and_again_when_its_recipe_changes(
     prompts = models.registry.prompts("shapes_test")[:2]
 
     def teacher(steps: int) -> list:
-        own: Overrides = {"steps": steps}
+        own: Overrides = {"sampler": {"num_inference_steps": steps}}
         return clip_recipes(models.registry, "tiny-wan", prompts, [0], own | SMALL)
 
     sampled = cached_clips(teacher(1), models, tmp_path)

@@ -18,7 +18,12 @@ from trainers.tiny.wan import build_transformer, continue_images
 
 FOLDER = Path("assets/tiny-wan-i2v")
 STUDENTS = Path("assets/students")
-SMALL: Overrides = {"steps": 2, "num_frames": 5, "width": 32, "height": 32}
+SMALL: Overrides = {
+    "sampler": {"num_inference_steps": 2},
+    "num_frames": 5,
+    "width": 32,
+    "height": 32,
+}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +81,9 @@ def test_stock_diffusers_continues_the_image_to_the_same_frames(models: ModelCac
 
 def test_a_clip_of_a_batch_starts_from_its_own_image(models: ModelCache, tmp_path: Path) -> None:
     prompts = models.registry.prompts("shapes_test")[:4]
-    recipes = clip_recipes(models.registry, "tiny-wan-i2v", prompts, [0], {"steps": 8})
+    recipes = clip_recipes(
+        models.registry, "tiny-wan-i2v", prompts, [0], {"sampler": {"num_inference_steps": 8}}
+    )
     images = [recipe.image for recipe in with_first_frames(recipes, tmp_path, 100)]
     assert len({image.fingerprint for image in images if image is not None}) == 4
     ceiling, model = continuation_rows(models, [recipes], tmp_path, 100)

@@ -146,7 +146,7 @@ def _sizes(options: argparse.Namespace) -> int:
 def _guidance(options: argparse.Namespace) -> int:
     models = ModelCache(Registry(), "cpu")
     sweep = [
-        _recipes(models, options.name, options, {"guidance_scale": scale})
+        _recipes(models, options.name, options, {"sampler": {"guidance_scale": scale}})
         for scale in options.scales
     ]
     scorer = models.registry.recipe(tables.TEACHER, "")
@@ -213,9 +213,11 @@ def _recipes(
 
 def _sampling(options: argparse.Namespace) -> Overrides:
     return {
-        "steps": options.steps,
-        "guidance_scale": options.guidance,
-        "flow_shift": options.shift,
+        "sampler": {
+            "num_inference_steps": options.steps,
+            "guidance_scale": options.guidance,
+            "flow_shift": options.shift,
+        }
     }
 
 

@@ -176,9 +176,8 @@ def student_recipes(config: TrainConfig[Any], algorithm: Algorithm[Any]) -> dict
     """
     settings = config.validation
     assert settings is not None
-    changes = {"steps": settings.num_inference_steps, "guidance_scale": settings.guidance_scale}
-    given = {name: value for name, value in changes.items() if value is not None}
-    sampler = override(student_spec(config, algorithm).sampler, given)
+    changes = settings.model_dump(include={"num_inference_steps", "guidance_scale"})
+    sampler = override(student_spec(config, algorithm).sampler, changes)
     if problem := sampler.problem():
         raise ValueError(f"validation.guidance_scale: {problem}")
     own = {
@@ -187,7 +186,7 @@ def student_recipes(config: TrainConfig[Any], algorithm: Algorithm[Any]) -> dict
         "adapters": (),
         "sampler": sampler,
         "negative_prompt": negative_prompt_for(
-            Registry().entry(config.model).preset, sampler, given
+            Registry().entry(config.model).preset, sampler, None
         ),
     }
     recipes = _recipes(config.model, settings, ())
