@@ -12,7 +12,7 @@ import gradio as gr
 from studio.page.markup import STATIC
 from studio.page.words import sentence
 
-SCRIPTS = (STATIC / "player_tiles.js", STATIC / "player.js")  # in this order, in one scope
+SCRIPTS = (STATIC / "player_tiles.js", STATIC / "player.js")  # the second calls the first
 STYLE = STATIC / "player.css"
 
 
