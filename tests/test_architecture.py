@@ -65,7 +65,7 @@ ROOMS = {
     "s.page": "p.strict",
     "s.runs": "p.catalog p.strict t.settings",
     "s.train": "p.catalog p.files p.strict s.page s.runs t.registry t.settings",
-    "s.clips": "p.catalog p.files p.generate p.geometry p.models p.recipe p.strict",
+    "s.clips": "p.catalog p.files p.generate p.geometry p.models p.recipe p.strict s.runs",
     "s.compare": "p.catalog p.files p.memory p.recipe p.strict s.clips s.page",
     "s.studio": "p.catalog p.recipe p.video s.clips s.compare s.page s.train",
     "s.api": "s.compare s.page s.studio",
