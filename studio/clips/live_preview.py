@@ -1,6 +1,6 @@
-"""What a clip looks like while it is being made: a small moving picture for its tile.
+"""Previews of a clip that is being made: small moving pictures for its tile.
 
-A worker draws it of what the last step took the clean latents to be; it lies in `previews/` and
+A worker draws one of what the last step took the clean latents to be; it lies in `previews/` and
 goes when the job ends.
 """
 
@@ -43,7 +43,7 @@ def preview_name(data: Path, key: str) -> str | None:
 
 
 class Previews:
-    """Those of one clip; each replaces the one before."""
+    """The previews of one clip; each replaces the one before."""
 
     def __init__(self, decoder: "PreviewDecoder", path: Path, fps: int):
         self._decoder, self._path, self._fps = decoder, path, fps

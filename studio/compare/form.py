@@ -48,7 +48,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Form:
-    """Everything that Generate reads."""
+    """The components of Compare that Generate reads."""
 
     prompt: gr.Textbox
     first_frame: FirstFrame

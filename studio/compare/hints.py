@@ -1,4 +1,4 @@
-"""What the memory choice of Compare means, in a line or two below it."""
+"""Hints below fields of Compare: what a memory choice means, and whether a LoRA fits."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ FIRST_HINT = f"{FIT_HINT}; after a first clip you read here what that was"
 
 
 def memory_choices(*others: str) -> list[tuple[str, str]]:
-    """Label and value: plain, fit, and what else a studio or a clip was made with."""
+    """The choices of memory: plain, fit, and what else a studio or a clip was made with."""
     labels = {"plain": "Plain", "fit": "Fit to the device"}
     labels |= {words: words for words in others if words not in labels}
     return [(label, words) for words, label in labels.items()]

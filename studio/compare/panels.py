@@ -37,7 +37,7 @@ SWEEP = f"Compare lora_alpha x {', '.join(f'{factor:g}' for factor in SWEEP_FACT
 def draw_form(
     registry: Registry, first_model: str, examples: Sequence[Example], memory: str
 ) -> Form:
-    """Everything that Generate reads: A as the model itself wants it, B the same in few steps."""
+    """The form of Compare: A as the model itself wants it, B the same in few steps."""
     first = own_variant(registry, first_model)
     few = first.model_copy(update={"num_inference_steps": FEW_STEPS})
     prompt = _draw_prompt(registry)
@@ -82,7 +82,7 @@ def draw_form(
 
 
 def _draw_prompt(registry: Registry) -> gr.Textbox:
-    """Own words, or a prompt picked from a list."""
+    """The prompt: own words, or one picked from a list."""
     lists = registry.prompt_lists()
     prompts = registry.prompts(lists[0])
     with gr.Row(elem_id="prompts"):
@@ -110,7 +110,7 @@ def _draw_prompt(registry: Registry) -> gr.Textbox:
 
 
 def model_choices(registry: Registry) -> list[tuple[str, str]]:
-    """Title and name; a model that is not here stays in the list, so that one sees it."""
+    """The models, title and name; what is not here stays in the list, so that one sees it."""
     return [(_model_label(entry), name) for name, entry in registry.models().items()]
 
 
@@ -121,7 +121,7 @@ def _model_label(entry: ModelEntry) -> str:
 
 
 def lora_choices(registry: Registry) -> list[tuple[str, str]]:
-    """Name and path; the path is what a recipe holds."""
+    """The LoRAs, name and path; the path is what a recipe holds."""
     paths = registry.loras()
     return [("none", NO_LORA), *((lora_name(registry, path), str(path)) for path in paths)]
 

@@ -29,7 +29,7 @@ class Comparisons(Protocol):
 
 
 def draw_player(studio: Comparisons, elem_id: str = "player") -> gr.HTML:
-    """Not a subclass: for those Gradio writes a stub file beside the module."""
+    """The player. Not a subclass: for those Gradio writes a stub file beside the module."""
     return gr.HTML(
         value=None,
         html_template=(STATIC / "player.html").read_text(encoding="utf-8"),
@@ -60,7 +60,7 @@ def _server_functions(studio: Comparisons) -> list[Callable[[Any], dict[str, Any
 
 
 def _answer(call: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
-    """An error is part of the answer, so that the player can show it."""
+    """What a call returns; an error is part of the answer, so that the player can show it."""
     try:
         return call() or {}
     except ValueError as error:
