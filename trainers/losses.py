@@ -27,18 +27,11 @@ def sample_scale(latents: Tensor, teacher_denoised: Tensor) -> Tensor:
 
     It makes the gradient's size the same at every noise level.
     """
-    return _mean_distance(latents, teacher_denoised, tuple(range(1, latents.ndim)))
+    return mean_distance(latents, teacher_denoised, tuple(range(1, latents.ndim)))
 
 
-def column_scale(latents: Tensor, teacher_denoised: Tensor) -> Tensor:
-    """The normaliser of DMD2_wanx, kept to show its flaw: every image column has its own scale.
-
-    Written for images [B, C, H, W], it averages axes 1 to 3 of a video. [B, 1, 1, 1, W].
-    """
-    return _mean_distance(latents, teacher_denoised, (1, 2, 3))
-
-
-def _mean_distance(latents: Tensor, teacher_denoised: Tensor, axes: tuple[int, ...]) -> Tensor:
+def mean_distance(latents: Tensor, teacher_denoised: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """mean over axes | x - d_teacher |, above 0; the axes stay, with length 1."""
     return (latents - teacher_denoised).abs().mean(axes, keepdim=True).clamp_min(1e-6)
 
 
@@ -63,11 +56,6 @@ def discriminator_loss(data_logits: Tensor, student_logits: Tensor) -> Tensor:
 def generator_loss(student_logits: Tensor) -> Tensor:
     """softplus(-D(student)): the student's side of `discriminator_loss`. Logits [B]."""
     return functional.softplus(-student_logits).mean()
-
-
-def euler_step(noisy_latents: Tensor, velocity: Tensor, sigma: Tensor, target: Tensor) -> Tensor:
-    """One step of the flow's ODE from noise level sigma [B] to target [B]."""
-    return noisy_latents + expand_sigma(target - sigma, noisy_latents) * velocity
 
 
 EPSILON = 1e-4
