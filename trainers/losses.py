@@ -43,7 +43,7 @@ def distribution_matching(
     Yin et al. 2023 (arXiv:2311.18828), eq. 7, in the form of DMD2. weight [B] scales each sample
     (Reward-Forcing, arXiv:2512.04678, weights by exp(beta * reward)).
     """
-    target = (latents - gradient).detach()
+    target = (latents - gradient).detach()  # d loss / d latents = gradient / numel
     squares = 0.5 * (latents.float() - target.float()).square()
     return (squares if weight is None else squares * expand_sigma(weight, squares)).mean()
 

@@ -99,5 +99,5 @@ class Method(Algorithm[Config]):
         for step in range(self.config.num_skipped_steps):
             here, there = sigmas[first + step], sigmas[first + step + 1]
             velocity = guided_velocity(teacher, noisy, here, prompt, negative, scale)
-            noisy = euler_step(noisy, velocity, here, there)
+            noisy = euler_step(noisy, velocity, here, there)  # one step toward x_i+k
         return noisy

@@ -168,16 +168,16 @@ class Method(Algorithm[Config]):
         with torch.no_grad():
             gradient = self._gradient(latents.detach(), batch, rng)
             weight = self._reward_weight(latents.detach(), batch)
-        loss = distribution_matching(latents, gradient, weight)
+        loss = distribution_matching(latents, gradient, weight)  # DMD eq. 7, as a square
         metrics = {"gradient_size": gradient.abs().mean()}
         if self.config.reward is not None and self.config.reward.gradient_weight:
             assert self.score is not None  # the configuration has been checked
             reward = self.score(latents, batch.prompts).mean()
             metrics["reward"] = reward.detach()
-            loss = loss + self.config.reward.gradient_weight * (1 - reward)
+            loss = loss + self.config.reward.gradient_weight * (1 - reward)  # DMDR
         if self.config.discriminator is not None:
             sigma = self._score_sigma(latents, rng)
-            fooled = generator_loss(self._logits(latents, sigma, batch, rng))
+            fooled = generator_loss(self._logits(latents, sigma, batch, rng))  # DMD2 eq. 4
             metrics["generator_loss"] = fooled.detach()
             loss = loss + self.config.discriminator_weight * fooled
         return Loss(loss, metrics)
@@ -248,6 +248,7 @@ class Method(Algorithm[Config]):
         """What guidance adds, (g - 1) * (d(prompt) - d(negative)), at noise levels of its own."""
         sigma = rng.uniform(latents.shape[0], part.min_sigma, part.max_sigma, latents.device)
         noisy = add_noise(latents, rng.randn_like(latents), sigma)
+        # d(negative) + g (d(prompt) - d(negative)) less d(prompt)
         guided = self._teacher(noisy, sigma, batch, self.config.guidance_scale)
         return guided - self._teacher(noisy, sigma, batch, 1.0)
 
@@ -275,4 +276,4 @@ class Method(Algorithm[Config]):
         if self.config.reward is None or self.config.reward.beta == 0:
             return None
         assert self.score is not None
-        return torch.exp(self.config.reward.beta * self.score(latents, batch.prompts))
+        return torch.exp(self.config.reward.beta * self.score(latents, batch.prompts))  # Re-DMD

@@ -86,6 +86,7 @@ class Method(RewardMethod[Config]):
             prompts = tuple(p for p in batch.prompts for _ in range(self.config.num_draws))
         reward = self.reward(latents, prompts).mean()
         kl = torch.stack(divergences).mean()
+        # both have the gradient - d r / d x
         ahead = 1 - reward if self.config.loss == "one_minus_reward" else -reward
         metrics = {"reward": reward.detach(), "kl": kl.detach()}
         return Loss(ahead + self.config.kl_weight * kl, metrics)

@@ -90,9 +90,9 @@ class Method(RewardMethod[Config]):
             reward = self.reward(latents, group.prompts)
             old = self._log_density("old", group, decision)[0]
             teacher = self._velocity("teacher", group, decision.before, decision.sigma)
-        advantage = group_advantages(reward, self.config.group_size)
+        advantage = group_advantages(reward, self.config.group_size)  # A
         log_density, velocity = self._log_density("student", group, decision)
-        ratio = (log_density - old).exp()
+        ratio = (log_density - old).exp()  # exactly 1 before the first update
         clip = self.config.clip_range
         gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
         kl = (velocity - teacher).square().mean()
@@ -143,7 +143,7 @@ class Method(RewardMethod[Config]):
         mean, deviation = self._transition(
             decision.before, velocity, decision.sigma, decision.next_sigma
         )
-        squares = (decision.after - mean).square().mean((1, 2, 3, 4))
+        squares = (decision.after - mean).square().mean((1, 2, 3, 4))  # || x' - mu ||^2
         return -squares / (2 * deviation**2), velocity
 
     def _transition(
@@ -151,6 +151,7 @@ class Method(RewardMethod[Config]):
     ) -> tuple[Tensor, float]:
         """mu and s sqrt(|d|) of the docstring."""
         change, spread = next_sigma - sigma, self.spread(sigma)
+        # The SDE's drift: the ODE's velocity and what takes the added noise back (eq. 9)
         drift = velocity + spread**2 / (2 * sigma) * (noisy_latents + (1 - sigma) * velocity)
         return noisy_latents + change * drift, spread * (-change) ** 0.5
 

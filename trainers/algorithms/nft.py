@@ -27,7 +27,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.sampling.flow import add_noise, expand_sigma
+from pipelines.sampling.flow import add_noise, denoised_from_velocity
 from pipelines.sampling.samplers import noise_levels
 from trainers.algorithm import Batch, Loss, RewardConfig, RewardMethod, Rng, Update
 from trainers.losses import group_advantages
@@ -69,11 +69,11 @@ class Method(RewardMethod[Config]):
             with torch.no_grad():
                 old = self.guided_velocity("old", group, noisy_latents, sigma)
                 teacher = self.guided_velocity("teacher", group, noisy_latents, sigma)
-            step = self.config.beta * (velocity - old)
+            step = self.config.beta * (velocity - old)  # v+ = old + step, v- = old - step
             better = self._distance(noisy_latents, old + step, sigma, latents)
             worse = self._distance(noisy_latents, old - step, sigma, latents)
             losses.append((optimality * better + (1 - optimality) * worse).mean())
-            contrasts.append(2 * step.detach().abs().mean())
+            contrasts.append(2 * step.detach().abs().mean())  # mean | v+ - v- |
             divergences.append((velocity - teacher).square().mean())
         kl = torch.stack(divergences).mean()
         metrics = {
@@ -94,7 +94,7 @@ class Method(RewardMethod[Config]):
     def _optimality(self, reward: Tensor) -> Tensor:
         """r of the docstring. [B * G] in [0, 1]."""
         advantage = group_advantages(reward, self.config.group_size) / self.config.clip_range
-        return 0.5 + 0.5 * advantage.clamp(-1, 1)
+        return 0.5 + 0.5 * advantage.clamp(-1, 1)  # eq. 7
 
     def _levels(self, latents: Tensor, rng: Rng) -> Tensor:
         """One of the sampler's levels for each video. [B * G]."""
@@ -107,6 +107,6 @@ class Method(RewardMethod[Config]):
     ) -> Tensor:
         """The square of d - x over its own mean size, which carries no gradient. [B * G]."""
         axes = tuple(range(1, latents.ndim))
-        error = noisy_latents - expand_sigma(sigma, latents) * velocity - latents
-        size = error.detach().abs().mean(axes).clamp_min(1e-5)
+        error = denoised_from_velocity(noisy_latents, velocity, sigma) - latents  # d - x
+        size = error.detach().abs().mean(axes).clamp_min(1e-5)  # sg mean | d - x |
         return error.square().mean(axes) / size

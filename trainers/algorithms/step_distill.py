@@ -82,7 +82,7 @@ class Method(Algorithm[Config]):
         levels (a, b, c) [B], the teacher's path (x_a, x_b, x_c), and its velocity at x_b.
         """
         (a, _, c), (x_a, _, x_c) = levels, path
-        target = (x_c - x_a) / expand_sigma(c - a, x_a)
+        target = (x_c - x_a) / expand_sigma(c - a, x_a)  # the mean velocity of the two steps
         return pseudo_huber(velocity, target)
 
     def _levels(self, latents: Tensor, rng: Rng) -> ThreeOf:
