@@ -11,6 +11,9 @@ from pipelines.sampling.flow import expand_sigma
 HUBER_C = 1e-3
 
 
+EPSILON = 1e-4
+
+
 def pseudo_huber(prediction: Tensor, target: Tensor, c: float = HUBER_C) -> Tensor:
     """mean( sqrt(d^2 + c^2) - c ), d = prediction - target: near 0 a square, far away |d|."""
     difference = prediction.float() - target.float()
@@ -56,9 +59,6 @@ def discriminator_loss(data_logits: Tensor, student_logits: Tensor) -> Tensor:
 def generator_loss(student_logits: Tensor) -> Tensor:
     """softplus(-D(student)): the student's side of `discriminator_loss`. Logits [B]."""
     return functional.softplus(-student_logits).mean()
-
-
-EPSILON = 1e-4
 
 
 def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
