@@ -22,6 +22,7 @@ from pipelines.models.loading import Components, best_dtype, load_components
 from pipelines.models.placement import Placement, require_no_adapters
 from pipelines.recipe import Adapter, Recipe
 from pipelines.sampling.first_frame import ImageCondition
+from pipelines.sampling.prompt import Prompt
 from pipelines.sampling.samplers import draw_noise
 
 MAX_PROMPTS = 64  # kept encoded; 4 MB each for Wan2.1
@@ -32,17 +33,16 @@ MEMORY_MARGIN = 1.3  # free memory a model needs, times its weights
 
 @dataclass(frozen=True)
 class Inputs:
-    """What enters the denoising of one video: noise [1, C, F, H, W] and embeddings [1, L, D].
+    """What enters the denoising of one video: noise [1, C, F, H, W] and what it is to show.
 
-    `generator_state` follows the noise; `negative_prompt_embeds` is None where no forward reads it,
-    `condition` where the model continues no image.
+    `generator_state` follows the noise; negative_embeds [1, L, D] is None where no forward reads
+    it.
     """
 
     noise: Tensor
     generator_state: Tensor
-    prompt_embeds: Tensor
-    negative_prompt_embeds: Tensor | None
-    condition: ImageCondition | None = None
+    prompt: Prompt
+    negative_embeds: Tensor | None
 
 
 class ModelCache:
@@ -114,7 +114,8 @@ class ModelCache:
         if recipe.sampler.reads_negative_prompt:
             negative = self._encode(components, recipe.negative_prompt)
         embeds = self._encode(components, recipe.prompt)
-        return Inputs(noise, state, embeds, negative, self._condition(components, recipe))
+        prompt = Prompt(embeds, image=self._condition(components, recipe))
+        return Inputs(noise, state, prompt, negative)
 
     def _condition(self, components: Components, recipe: Recipe) -> ImageCondition | None:
         entry, image = self.registry.entry(recipe.model), recipe.image

@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines.strict import explain
+from trainers.settings.earlier import in_todays_words
 from trainers.settings.run import TrainConfig, apply_overrides
 
 if TYPE_CHECKING:
@@ -85,13 +86,14 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         ) from error
     if not isinstance(tree, dict):
         raise ValueError(f"configuration: {path} must hold settings, one `name: value` a line")
-    return apply_overrides(tree, overrides)
+    return in_todays_words(apply_overrides(tree, overrides))
 
 
 def build_config(tree: dict[str, Any]) -> TrainConfig[Any]:
     """Validates a tree against its method's own configuration. ValueError names the field."""
     if not isinstance(tree.get("method"), str):
         raise ValueError(f"method: name one of {', '.join(methods())}")
+    tree = in_todays_words(tree)
     method_config = algorithm_class(tree["method"]).Config
     try:
         config = TrainConfig[method_config].model_validate(tree)  # type: ignore[valid-type]

@@ -3,7 +3,7 @@
 A model is a file presets/models/NAME.yaml, a student in assets/students/ or exported by a run (RUN,
 or RUN@STEP for one of its checkpoints), or under a models folder any model in diffusers' or Wan's
 own layout, any student, any transformer in a file or folder of its own.
-Nothing is downloaded here; that is `download_command`.
+Nothing is downloaded here; that is `hub`.
 """
 
 import difflib

@@ -103,9 +103,9 @@ def test_recipes_share_the_model_the_embeddings_and_the_noise_they_agree_on(
     assert (models.num_loads, models.num_encodes) == (1, 2)  # the prompt and the empty prompt
     inputs = [models.inputs(recipe, models.components(recipe)) for recipe in recipes]
     assert inputs[0].noise is inputs[1].noise is inputs[2].noise
-    assert inputs[0].prompt_embeds is inputs[2].prompt_embeds
-    assert inputs[0].negative_prompt_embeds is inputs[1].negative_prompt_embeds
-    assert inputs[2].negative_prompt_embeds is None
+    assert inputs[0].prompt.embeds is inputs[2].prompt.embeds
+    assert inputs[0].negative_embeds is inputs[1].negative_embeds
+    assert inputs[2].negative_embeds is None
 
 
 def test_without_guidance_a_step_is_one_forward_and_no_negative_prompt_is_encoded(

@@ -17,9 +17,10 @@ from pipelines.catalog.registry import Registry
 from pipelines.generate import Clip, ModelCache, generate, sample_video
 from pipelines.models.first_frame import ImageConditioner
 from pipelines.recipe import FirstFrame, Recipe
-from pipelines.sampling.denoiser import Denoiser, conditioned
+from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.first_frame import ImageCondition
 from pipelines.sampling.guidance import guided
+from pipelines.sampling.prompt import Prompt
 from pipelines.video import read_recipe
 from tests.pipelines.conftest import build_pipeline
 
@@ -106,7 +107,7 @@ def test_a_continued_image_equals_the_stock_diffusers_pipeline(
         name, PROMPT, image=photo, seed=3, sampler={"guidance_scale": guidance_scale}
     )
     components = models.components(recipe)
-    condition = models.inputs(recipe, components).condition
+    condition = models.inputs(recipe, components).prompt.image
     model = Denoiser(components.transformer)
     ours = sample_video(recipe, components, components, model, condition)
     assert ours.std() > 0.01
@@ -117,7 +118,7 @@ def test_a_continued_image_equals_the_stock_diffusers_pipeline(
 def test_the_input_is_noise_then_mask_then_image(models: ModelCache, photo: Path) -> None:
     recipe = models.registry.recipe("plain", PROMPT, image=photo)
     components = models.components(recipe)
-    condition = models.inputs(recipe, components).condition
+    condition = models.inputs(recipe, components).prompt.image
     assert condition is not None
     noise = torch.randn(2, 16, 2, 4, 6)
     channels = condition.beside(noise)
@@ -137,7 +138,7 @@ def test_the_forward_without_the_prompt_still_sees_the_image(models: ModelCache)
     embeds, negative = torch.randn(1, 4, 16), torch.randn(1, 4, 16)
     with torch.no_grad():
         only_negative = [
-            guided(conditioned(model, c), negative, 1e6)(noise, sigma, embeds) for c in conditions
+            guided(model, negative, 1e6)(noise, sigma, Prompt(embeds, image=c)) for c in conditions
         ]
     assert not torch.allclose(only_negative[0], only_negative[1])
 
@@ -278,4 +279,4 @@ def test_a_text_length_at_which_diffusers_would_mix_up_text_and_image_is_refused
     latents = torch.zeros(1, 16, 2, 4, 4)
     condition = ImageCondition(latents, torch.zeros(1, 5, 8))
     with pytest.raises(ValueError, match=r"text_length is 64 but .* need 512"):
-        model(latents, torch.ones(1), torch.zeros(1, 64, 16), condition=condition)
+        model(latents, torch.ones(1), Prompt(torch.zeros(1, 64, 16), image=condition))

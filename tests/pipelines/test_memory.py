@@ -153,7 +153,7 @@ def test_a_text_encoder_in_fp8_shares_no_embeddings_with_a_plain_one() -> None:
     embeds = []
     for text in ("plain", "text_encoder=fp8_storage", "text_encoder=cpu"):
         made = recipe(memory=text)
-        embeds.append(models.inputs(made, models.components(made)).prompt_embeds)
+        embeds.append(models.inputs(made, models.components(made)).prompt.embeds)
     assert not torch.equal(embeds[0], embeds[1])
     assert embeds[2] is embeds[0]
 

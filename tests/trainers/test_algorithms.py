@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipelines.sampling.prompt import Prompt
 from trainers.algorithm import Batch, Rng
 from trainers.algorithms import autoencoder, finetune
 
@@ -22,8 +23,8 @@ class KnowsLatents(nn.Module):
         self.latents, self.offset, self.prompts = latents, offset, torch.empty(0)
         self.sigmas: Tensor = torch.empty(0)
 
-    def velocity(self, noisy_latents: Tensor, sigma: Tensor, prompt_embeds: Tensor) -> Tensor:
-        self.prompts, self.sigmas = prompt_embeds, sigma
+    def velocity(self, noisy_latents: Tensor, sigma: Tensor, prompt: Prompt) -> Tensor:
+        self.prompts, self.sigmas = prompt.embeds, sigma
         return (noisy_latents - self.latents) / sigma.view(-1, 1, 1, 1, 1) + self.offset
 
 
@@ -31,8 +32,8 @@ def flow_batch(batch_size: int) -> Batch:
     generator = torch.Generator().manual_seed(7)
     return Batch(
         latents=torch.randn(batch_size, 2, 1, 2, 2, generator=generator, dtype=torch.float32),
-        prompt_embeds=torch.ones(batch_size, 3, 4),
-        negative_prompt_embeds=torch.zeros(1, 3, 4),
+        prompt=Prompt(torch.ones(batch_size, 3, 4)),
+        negative_embeds=torch.zeros(1, 3, 4),
     )
 
 

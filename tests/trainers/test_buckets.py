@@ -118,7 +118,7 @@ def test_prompts_come_in_the_size_of_their_bucket_with_its_batch_size(prompt_tre
     seen = {(batch := source.batch(step, 0, 1)).latent_shape: len(batch.prompts) for step in (0, 1)}
     assert seen == {(16, 2, 2, 4): 2, (16, 1, 4, 6): 3}
     assert "video" not in vars(codecs)  # the VAE is not loaded for prompts
-    assert source.batch(0, 0, 1).require("prompt_embeds").shape[1:] == (12, 16)
+    assert source.batch(0, 0, 1).require("prompt").embeds.shape[1:] == (12, 16)
 
 
 def test_without_a_size_prompts_come_in_the_models_own(prompt_tree) -> None:

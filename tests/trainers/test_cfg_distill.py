@@ -9,6 +9,7 @@ from torch import Tensor
 from pipelines.recipe import SamplerSpec
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.flow import velocity_from_denoised
+from pipelines.sampling.prompt import Prompt
 from tests.trainers.toys import KnowsGaussian, Toy, rng, toy_batch
 from trainers.algorithms import cfg_distill
 from trainers.networks.build import build_roles
@@ -90,17 +91,17 @@ def test_the_student_starts_as_the_unguided_teacher_at_any_scale(
     roles = built(config, lora)
     generator = torch.Generator().manual_seed(0)
     noisy = torch.randn(2, 16, 2, 4, 4, generator=generator)
-    inputs = noisy, torch.tensor([0.3, 0.9]), torch.randn(2, 12, 16, generator=generator)
+    sigma, prompt = torch.tensor([0.3, 0.9]), Prompt(torch.randn(2, 12, 16, generator=generator))
     teacher, student, ema = (roles[name].call for name in ("teacher", "student", "ema"))
     assert isinstance(teacher, Denoiser)
     assert isinstance(student, Denoiser)
     assert isinstance(ema, Denoiser)
     assert not teacher.embeds_guidance
-    expected = teacher.velocity(*inputs)
+    expected = teacher.velocity(noisy, sigma, prompt)
     for scale in (1.0, 7.5):
-        scales = torch.full((2,), scale)
-        assert torch.equal(student.velocity(*inputs, scales), expected)
-        assert torch.equal(ema.velocity(*inputs, scales), expected)
+        told = prompt.with_guidance(torch.full((2,), scale))
+        assert torch.equal(student.velocity(noisy, sigma, told), expected)
+        assert torch.equal(ema.velocity(noisy, sigma, told), expected)
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["own weights", "lora"])

@@ -36,11 +36,11 @@ def test_another_seed_means_another_order(micro_data: Path) -> None:
 
 def test_prompts_are_padded_with_zero_rows_to_the_text_length(micro_data: Path) -> None:
     batch = prepared(micro_data, batch_size=12).batch(0, 0, 1)
-    assert batch.prompt_embeds is not None
-    assert batch.prompt_embeds.shape == (12, 12, 16)
+    assert batch.prompt is not None
+    assert batch.prompt.embeds.shape == (12, 12, 16)
     lengths = {
         int(prompt.split()[1]): int(rows.abs().sum(-1).count_nonzero())
-        for prompt, rows in zip(batch.prompts, batch.prompt_embeds, strict=True)
+        for prompt, rows in zip(batch.prompts, batch.prompt.embeds, strict=True)
     }
     assert lengths == {i: 3 + i % 4 for i in range(12)}
 

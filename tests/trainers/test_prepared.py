@@ -44,7 +44,7 @@ def test_prompts_alone_make_batches_of_the_shape_that_they_were_prepared_for(
     batch = Prepared(PreparedData(folder=tmp_path, batch_size=2), 0).batch(0, 0, 1)
     assert batch.latents is None
     assert batch.latent_shape == SHAPE
-    assert batch.require("prompt_embeds").shape == (2, 6, 8)
+    assert batch.require("prompt").embeds.shape == (2, 6, 8)
 
 
 def test_a_shard_that_was_cut_short_counts_as_missing(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.lora.apply import Lora as LoraWeights
+from pipelines.sampling.prompt import Prompt
 from tests.trainers.runs import trainer
 from trainers.algorithms import dmd2
 from trainers.networks.build import build_roles
@@ -49,10 +50,10 @@ def lora(seed: int = 0) -> LoraWeights:
     return LoraWeights(down, up, dict.fromkeys(layers, 4.0), {})
 
 
-def inputs() -> tuple[Tensor, Tensor, Tensor]:
+def inputs() -> tuple[Tensor, Tensor, Prompt]:
     generator = torch.Generator().manual_seed(0)
     noisy = torch.randn(2, 16, 2, 4, 4, generator=generator)
-    return noisy, torch.tensor([0.3, 0.9]), torch.randn(2, 12, 16, generator=generator)
+    return noisy, torch.tensor([0.3, 0.9]), Prompt(torch.randn(2, 12, 16, generator=generator))
 
 
 def velocity(role: BuiltRole) -> Tensor:

@@ -12,6 +12,7 @@ from pipelines.catalog.registry import Registry
 from pipelines.generate import ModelCache, sample_video
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.first_frame import ImageCondition
+from pipelines.sampling.prompt import Prompt
 from trainers.evaluation.first_frames import continuation_rows, with_first_frames
 from trainers.evaluation.tables import clip_recipes
 from trainers.tiny.wan import build_transformer, continue_images
@@ -47,8 +48,8 @@ def test_new_channels_start_without_an_effect() -> None:
     noise, sigma, embeds = torch.randn(2, 16, 2, 4, 4), torch.rand(2), torch.randn(2, 7, 128)
     condition = ImageCondition(torch.randn(2, 16, 2, 4, 4))
     with torch.no_grad():
-        expected = Denoiser(text).velocity(noise, sigma, embeds)
-        given = Denoiser(image).velocity(noise, sigma, embeds, None, condition)
+        expected = Denoiser(text).velocity(noise, sigma, Prompt(embeds))
+        given = Denoiser(image).velocity(noise, sigma, Prompt(embeds, image=condition))
     torch.testing.assert_close(given, expected, atol=1e-5, rtol=0)
 
 
@@ -57,7 +58,7 @@ def test_stock_diffusers_continues_the_image_to_the_same_frames(models: ModelCac
     prompt = "a large red circle moving right on a navy background"
     recipe = models.registry.recipe("tiny-wan-i2v", prompt, image=photo, seed=4, **SMALL)
     components = models.components(recipe)
-    condition = models.inputs(recipe, components).condition
+    condition = models.inputs(recipe, components).prompt.image
     model = Denoiser(components.transformer)
     ours = sample_video(recipe, components, components, model, condition)
 

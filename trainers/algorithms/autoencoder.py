@@ -44,7 +44,8 @@ class Method(Algorithm[Config]):
         """Reconstruction error and divergence over one micro-batch; logs PSNR in dB."""
         video = batch.require("video")  # [B, F, C, H, W] in [0, 1]
         decoded, mean, log_variance = self.roles["student"](video, self._latent_noise(video, rng))
-        error = 2 * (decoded - video)
+        error = 2 * (decoded - video)  # in pixels of [-1, 1]
+        # KL( N(mean, exp(log_variance)) || N(0, 1) ), Kingma & Welling appendix B
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
         squared = error.square().mean()
         value = error.abs().mean() + self.config.squared_weight * squared

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipelines.geometry import TEMPORAL_STRIDE
 from pipelines.sampling.first_frame import ImageCondition, join
+from pipelines.sampling.prompt import Prompt
 from trainers.algorithm import Batch
 from trainers.data.order import BucketOrder, stream_seed
 from trainers.data.prepared import PreparedFolder
@@ -59,10 +60,12 @@ class Prepared:
         return Batch(
             prompts=tuple(self.files.captions[index] for index in chosen),
             latents=torch.stack(latents) if latents else None,
-            prompt_embeds=torch.stack([self._pad(sample["prompt_embeds"]) for sample in samples]),
-            negative_prompt_embeds=self.negative,
+            prompt=Prompt(
+                torch.stack([self._pad(sample["prompt_embeds"]) for sample in samples]),
+                image=join([_condition(sample) for sample in samples]) if self.images else None,
+            ),
+            negative_embeds=self.negative,
             latent_shape=tuple(self.files.latent_shapes[chosen[0]]),
-            condition=join([_condition(sample) for sample in samples]) if self.images else None,
         )
 
     def _grouped(self, shapes: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -170,9 +173,8 @@ class Prompts:
         texts = [prompt.text for prompt in chosen]
         return Batch(
             prompts=tuple(texts),
-            prompt_embeds=self.encode(texts),
-            negative_prompt_embeds=self.negative,
-            condition=self._condition(chosen, bucket),
+            prompt=Prompt(self.encode(texts), image=self._condition(chosen, bucket)),
+            negative_embeds=self.negative,
             latent_shape=(
                 self.num_channels,
                 (bucket.num_frames - 1) // TEMPORAL_STRIDE + 1,

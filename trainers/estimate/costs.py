@@ -22,6 +22,7 @@ from pipelines.catalog.registry import Registry
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.first_frame import ImageCondition
 from pipelines.sampling.guidance_embedder import add_guidance_embedder, time_embedding
+from pipelines.sampling.prompt import Prompt
 from trainers.algorithm import Batch, Rng
 from trainers.networks.build import build_roles
 from trainers.networks.models import LoadedModel
@@ -155,7 +156,13 @@ def count_runs(config: TrainConfig[Any], models: Mapping[str, LoadedModel]) -> d
     network = cast(WanTransformer3DModel, models[""].network)
     shape = (network.config.out_channels, 1, 2, 2)
     latents, embeds = torch.randn(1, *shape), torch.randn(1, TEXT_TOKENS, 8)
-    batch = Batch(("",), None, latents, embeds, embeds, shape, _image(network, latents))
+    batch = Batch(
+        prompts=("",),
+        latents=latents,
+        prompt=Prompt(embeds, image=_image(network, latents)),
+        negative_embeds=embeds,
+        latent_shape=shape,
+    )
     num_forwards: Counter[str] = Counter()
     num_backwards: Counter[str] = Counter()
 

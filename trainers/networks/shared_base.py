@@ -11,11 +11,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import nn
 
 from pipelines.lora.apply import Lora as LoraWeights
 from pipelines.sampling.denoiser import Denoiser
-from pipelines.sampling.first_frame import ImageCondition
 from pipelines.sampling.guidance_embedder import (
     OWN,
     add_guidance_embedder,
@@ -89,33 +88,9 @@ class RoleDenoiser(Denoiser):
         """Whether guidance is an input of this role."""
         return self.switch.guidance_embedder(self.adapter) is not None
 
-    def velocity(
-        self,
-        noisy_latents: Tensor,
-        sigma: Tensor,
-        prompt_embeds: Tensor,
-        guidance_scale: Tensor | None = None,
-        condition: ImageCondition | None = None,
-    ) -> Tensor:
-        """As `Denoiser.velocity`, with the role's adapter."""
+    def activate(self) -> None:
+        """Turns the role's adapter on."""
         self.switch.activate(self.adapter)
-        velocity = super().velocity(noisy_latents, sigma, prompt_embeds, guidance_scale, condition)
-        return self._follow(velocity)
-
-    def features(
-        self,
-        noisy_latents: Tensor,
-        sigma: Tensor,
-        prompt_embeds: Tensor,
-        condition: ImageCondition | None = None,
-    ) -> Tensor:
-        """As `Denoiser.features`, with the role's adapter."""
-        return self._follow(super().features(noisy_latents, sigma, prompt_embeds, condition))
-
-    def _follow(self, output: Tensor) -> Tensor:
-        if output.requires_grad:
-            output.register_hook(lambda gradient: self.switch.activate(self.adapter))
-        return output
 
 
 def add_adapter(
