@@ -139,16 +139,22 @@ def test_steps_and_explicit_sigmas_agree_or_are_refused(own_models: Path) -> Non
     spec["sampler"] |= {"sigmas": [1.0, 0.6, 0.2]}
     (own_models / "mini" / "sampler.json").write_text(json.dumps(spec))
     registry = Registry([own_models])
-    assert registry.recipe("mini", "a").sampler.sigmas == (1.0, 0.6, 0.2)
-    assert registry.recipe("mini", "a", sampler={"num_inference_steps": 3}).sampler.sigmas == (
-        1.0,
-        0.6,
-        0.2,
-    )
-    assert registry.recipe("mini", "a", sampler={"num_inference_steps": 4}).sampler.sigmas is None
-    assert registry.recipe("mini", "a", sigmas=[1.0, 0.5]).sampler.num_inference_steps == 2
+
+    def sampler(**changes: object) -> SamplerSpec:
+        return registry.recipe("mini", "a", sampler=changes).sampler
+
+    assert sampler().sigmas == (1.0, 0.6, 0.2)
+    assert sampler(num_inference_steps=3).sigmas == (1.0, 0.6, 0.2)
+    assert sampler(num_inference_steps=4).sigmas is None
+    assert sampler(sigmas=[1.0, 0.5]).num_inference_steps == 2
     with pytest.raises(ValueError, match="num_inference_steps is 3 but sigmas lists 2"):
-        registry.recipe("mini", "a", sampler={"sigmas": [1.0, 0.5], "num_inference_steps": 3})
+        sampler(sigmas=[1.0, 0.5], num_inference_steps=3)
+
+
+def test_a_recipe_refuses_settings_that_it_does_not_know(registry: Registry) -> None:
+    for unknown in ({"steps": 3}, {"sampler": {"steps": 3}}):
+        with pytest.raises(ValueError, match=r"^steps: is not a known setting"):
+            registry.recipe("mini", "a", **unknown)
 
 
 def test_a_lora_that_carries_its_sampler_replaces_the_models_own(
