@@ -183,7 +183,7 @@ class Registry:
         given = {key: value for key, value in overrides.items() if value is not None}
         try:
             sampler = override(own_sampler(entry.preset, adapters), given)
-            geometry = ("width", "height", "num_frames", "fps")
+            size = ("width", "height", "num_frames", "fps")
             recipe = Recipe(
                 model=entry.preset.name,
                 adapters=tuple(adapters),
@@ -193,17 +193,23 @@ class Registry:
                 negative_prompt=negative_prompt_for(entry.preset, sampler, given),
                 seed=seed,
                 memory=memory_words(parse_memory(memory)),
-                **{field: given.get(field, getattr(entry.preset, field)) for field in geometry},
+                **{field: given.get(field, getattr(entry.preset, field)) for field in size},
             )
         except ValidationError as error:
             raise ValueError(explain(error)) from error
         return self.resolve(recipe)
 
     def resolve(self, recipe: Recipe) -> Recipe:
-        """The recipe with all fingerprints; ValueError where a file is gone or has changed."""
+        """The recipe with all fingerprints.
+
+        ValueError where a file is gone or has changed, or the model makes no videos of this size.
+        """
         entry = self.entry(recipe.model)
         if entry.folder is None or entry.missing:
             raise ValueError(f"model {recipe.model} cannot be used: {entry.missing}")
+        geometry = entry.preset.geometry
+        if problem := geometry.problem(recipe.width, recipe.height, recipe.num_frames):
+            raise ValueError(problem)
         adapters = tuple(
             adapter.model_copy(
                 update={
@@ -235,6 +241,7 @@ class Registry:
                 f"preset {preset.name}.yaml: base is {preset.base!r} but must be one of "
                 f"{', '.join(bases)}"
             )
+        preset = preset.model_copy(update={"geometry": base.preset.geometry})
         entry = preset_on_base(preset, self._places(preset.source), base)
         return entry or ModelEntry(preset, None, _how_to_get(preset))
 

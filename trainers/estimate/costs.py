@@ -155,7 +155,14 @@ def count_runs(config: TrainConfig[Any], models: Mapping[str, LoadedModel]) -> d
     network = cast(WanTransformer3DModel, models[""].network)
     shape = (network.config.out_channels, 1, 2, 2)
     latents, embeds = torch.randn(1, *shape), torch.randn(1, TEXT_TOKENS, 8)
-    batch = Batch(("",), None, latents, embeds, embeds, shape, _image(network, latents))
+    batch = Batch(
+        prompts=("",),
+        latents=latents,
+        prompt_embeds=embeds,
+        negative_prompt_embeds=embeds,
+        latent_shape=shape,
+        condition=_image(network, latents),
+    )
     num_forwards: Counter[str] = Counter()
     num_backwards: Counter[str] = Counter()
 
