@@ -34,7 +34,7 @@ ROOMS = {
     "t.mirror": "",
     "t.worlds": "p.video",
     "t.settings": "p.catalog p.geometry p.recipe p.strict",
-    "t.sources": "p.catalog p.strict t.settings",
+    "t.sources": "p.catalog p.files p.strict t.settings",
     "t.losses": "p.sampling",
     "t.algorithm": "p.recipe p.sampling t.settings",
     "t.rollout": "p.recipe p.sampling t.algorithm t.losses",
@@ -52,7 +52,7 @@ ROOMS = {
     "t.networks t.ranks t.run t.scoring t.settings t.worlds",
     "t.estimate": "p.catalog p.files p.formats p.sampling t.algorithm t.networks t.registry "
     "t.settings",
-    "t.engine": "t.algorithm t.data t.networks t.ranks t.registry t.run t.scoring "
+    "t.engine": "p.catalog t.algorithm t.data t.networks t.ranks t.registry t.run t.scoring "
     "t.settings t.validation",
     "t.evaluation": "p.catalog p.files p.generate p.geometry p.lora p.models p.recipe p.sampling "
     "t.scoring t.worlds",

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from pipelines.catalog.entries import CheckpointSpec
 from pipelines.catalog.registry import Registry
+from pipelines.catalog.steps import step_name, step_of
 from pipelines.generate import Clip, ModelCache, generate
 from pipelines.geometry import WAN21, Geometry, read_size
 from pipelines.models.placement import sizes
@@ -130,3 +131,13 @@ def test_a_vae_that_contradicts_the_settings_is_refused(coarse: Path, tmp_path: 
     models = ModelCache(Registry([folder.parent]), "cpu")
     with pytest.raises(ValueError, match=r"^model: the VAE in .* num_channels=48.*geometry in its"):
         models.components(models.registry.recipe("coarse", "a red circle"))
+
+
+def test_a_step_has_one_name_and_nothing_else_is_a_step(tmp_path: Path) -> None:
+    assert step_name(500) == "step_000500"
+    assert [step_of(step_name(step)) for step in (0, 500, 1_234_567)] == [0, 500, 1_234_567]
+    others = ("teacher", "step_", "step_abcdef", "step_000500.partial", "step_5")
+    assert [step_of(name) for name in others] == [None] * len(others)
+    for name in ("step_abcdef", "step_000500"):
+        (tmp_path / "my-run" / "exports" / name).mkdir(parents=True)
+    assert "my-run@500" in Registry(runs_dir=tmp_path).models()
