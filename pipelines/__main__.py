@@ -27,6 +27,7 @@ from pipelines.commands.import_lightx2v import add_lightx2v_command
 from pipelines.commands.lora import add_lora_commands, parse_adapter
 from pipelines.files.layouts import Layout
 from pipelines.files.preview_decoder import check_preview_decoder
+from pipelines.geometry import read_size
 from pipelines.recipe import SETTINGS, SamplerSpec
 from pipelines.strict import explain
 from pipelines.video import read_recipe
@@ -119,7 +120,7 @@ def _generate(options: argparse.Namespace) -> None:
     registry = Registry(options.models)
     if options.lora_alpha is not None and not options.lora:
         raise ValueError("lora_alpha is given without a LoRA; add --lora PATH or leave it out")
-    width, height = _size(options.size)
+    width, height = read_size(options.size) if options.size is not None else (None, None)
     recipe = registry.recipe(
         options.model,
         options.prompt,
@@ -165,15 +166,6 @@ def _report(clip: "Clip") -> None:
         f"denoise {clip.denoise_sec:.2f} s, decode {clip.decode_sec:.2f} s, "
         f"total {clip.total_sec:.2f} s, {clip.num_forwards} forwards"
     )
-
-
-def _size(text: str | None) -> tuple[int | None, int | None]:
-    if text is None:
-        return None, None
-    width, separator, height = text.partition("x")
-    if not (separator and width.isdecimal() and height.isdecimal()):
-        raise ValueError(f"size is {text!r} but must be WIDTHxHEIGHT, for example 832x480")
-    return int(width), int(height)
 
 
 def _sigmas(text: str | None) -> list[float] | None:

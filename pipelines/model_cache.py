@@ -87,6 +87,7 @@ class ModelCache:
                 device,
                 best_dtype(self.device),
                 transformer=entry.transformer,
+                geometry=entry.preset.geometry,
             )
             self._bases[key] = Placement(loaded, self.device, recipe)
             self.num_loads += 1
@@ -107,7 +108,7 @@ class ModelCache:
     def inputs(self, recipe: Recipe, components: Components) -> Inputs:
         """The recipe's noise, embeddings and image, the same tensors for all recipes that agree."""
         noise, state = self._noises.get(
-            (recipe.seed, components.num_latent_channels, recipe.latent_shape),
+            (recipe.seed, recipe.latent_shape(components.geometry)),
             lambda: seeded_noise(recipe, components),
         )
         negative = None
@@ -159,7 +160,7 @@ class ModelCache:
 def seeded_noise(recipe: Recipe, codec: VideoCodec) -> tuple[Tensor, Tensor]:
     """The seed's noise [1, C, F, H, W], and the generator's state after it, where LCM goes on."""
     generator = torch.Generator().manual_seed(recipe.seed)
-    noise = draw_noise((1, codec.num_latent_channels, *recipe.latent_shape), generator)
+    noise = draw_noise((1, *recipe.latent_shape(codec.geometry)), generator)
     return noise, generator.get_state()
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipelines.geometry import SPATIAL_MULTIPLE, TEMPORAL_STRIDE
+from pipelines.geometry import WAN21, Geometry
 from pipelines.strict import Strict
 
 SamplerName = Literal["unipc", "euler", "lcm"]
@@ -148,8 +148,12 @@ class Recipe(Strict):
     image: FirstFrame | None = Field(None, description="For image-to-video models, and only those.")
     negative_prompt: str = Field("", description="What to avoid; read only with guidance above 1.")
     seed: int = Field(0, ge=0, le=2**63 - 1)
-    width: int = Field(832, ge=SPATIAL_MULTIPLE, le=4096, description="Pixels, a multiple of 16.")
-    height: int = Field(480, ge=SPATIAL_MULTIPLE, le=4096, description="Pixels, a multiple of 16.")
+    width: int = Field(
+        832, ge=WAN21.size_multiple, le=4096, description="Pixels, a multiple of 16."
+    )
+    height: int = Field(
+        480, ge=WAN21.size_multiple, le=4096, description="Pixels, a multiple of 16."
+    )
     num_frames: int = Field(81, title="Frames", ge=1, le=1025, description="4n+1 frames.")
     fps: int = Field(16, ge=1, le=120)
     memory: str = Field(
@@ -157,15 +161,10 @@ class Recipe(Strict):
     )
 
     @model_validator(mode="after")
-    def _geometry(self) -> Self:
-        for field in ("width", "height"):
-            size = getattr(self, field)
-            if size % SPATIAL_MULTIPLE:
-                nearest = max(round(size / SPATIAL_MULTIPLE), 1) * SPATIAL_MULTIPLE
-                raise ValueError(f"{field} is {size} but must be a multiple of 16; try {nearest}")
-        if self.num_frames % TEMPORAL_STRIDE != 1:
-            nearest = max(round((self.num_frames - 1) / TEMPORAL_STRIDE), 0) * TEMPORAL_STRIDE + 1
-            raise ValueError(f"num_frames is {self.num_frames} but must be 4n+1; try {nearest}")
+    def _size_of_any_model(self) -> Self:
+        """Wan2.1's rule holds for all; the registry asks the model itself for more."""
+        if problem := WAN21.problem(self.width, self.height, self.num_frames):
+            raise ValueError(problem)
         return self
 
     @property
@@ -173,10 +172,13 @@ class Recipe(Strict):
         """Transformer forwards the whole denoising costs."""
         return self.sampler.num_inference_steps * self.sampler.forwards_per_step
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Latent (frames, height, width) of the video."""
-        return (self.num_frames - 1) // TEMPORAL_STRIDE + 1, self.height // 8, self.width // 8
+    def latent_shape(self, geometry: Geometry) -> tuple[int, int, int, int]:
+        """(C, F, H, W) of the video's latents in a model of this geometry."""
+        return geometry.latent_shape(self.width, self.height, self.num_frames)
+
+    def num_tokens(self, geometry: Geometry) -> int:
+        """Tokens of the video in a transformer of this geometry."""
+        return geometry.num_tokens(self.width, self.height, self.num_frames)
 
     def to_json(self) -> str:
         """One line of JSON, keys sorted: the text that goes into the mp4 and under the hash.

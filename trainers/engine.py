@@ -20,6 +20,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from pipelines.catalog.steps import step_name
 from trainers.algorithm import Loss, Rng, Update
 from trainers.data.batches import build_data
 from trainers.data.order import stream_seed
@@ -286,7 +287,7 @@ class Trainer:
 
     def _saved_here(self) -> bool:
         folders = checkpoint_folders(self.run_dir)
-        return bool(folders) and folders[-1].name == f"step_{self.step:06d}"
+        return bool(folders) and folders[-1].name == step_name(self.step)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

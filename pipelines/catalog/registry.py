@@ -22,9 +22,10 @@ from pipelines.catalog.entries import (
     read_preset,
 )
 from pipelines.catalog.overrides import Overrides, negative_prompt_for, override, own_sampler
+from pipelines.catalog.steps import step_of
 from pipelines.catalog.students import StudentSpec, is_student_folder
 from pipelines.catalog.transformers import entry_at, models_in, preset_on_base
-from pipelines.files.disk import fingerprint, joint_fingerprint
+from pipelines.files.disk import fingerprint, joint_fingerprint, read_lines
 from pipelines.files.layouts import is_model_folder, what_is_missing
 from pipelines.files.lora_outline import is_lora_file
 from pipelines.memory import memory_words, parse_memory
@@ -113,9 +114,10 @@ class Registry:
         for folder in sorted(self.runs_dir.glob("*/export/")):
             if not (folder / "vae").is_dir():  # an autoencoder's export makes no videos
                 yield folder.parent.name, f"runs/{folder.parent.name}", folder
-        for folder in sorted(self.runs_dir.glob("*/exports/step_??????/")):
-            name = f"{folder.parents[1].name}@{int(folder.name.removeprefix('step_'))}"
-            yield name, f"runs/{name}", folder
+        for folder in sorted(self.runs_dir.glob("*/exports/*/")):
+            if (step := step_of(folder.name)) is not None:
+                name = f"{folder.parents[1].name}@{step}"
+                yield name, f"runs/{name}", folder
         for models_dir in self.model_dirs:
             for folder in _walk(models_dir):
                 for place in models_in(folder):
@@ -159,8 +161,7 @@ class Registry:
             raise ValueError(
                 f"prompts {name!r} is unknown; choose from {', '.join(self.prompt_lists())}"
             )
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        return read_lines(path)
 
     def recipe(
         self,
@@ -203,10 +204,16 @@ class Registry:
         return self.resolve(recipe)
 
     def resolve(self, recipe: Recipe) -> Recipe:
-        """The recipe with all fingerprints; ValueError where a file is gone or has changed."""
+        """The recipe with all fingerprints.
+
+        ValueError where a file is gone or has changed, or the model makes no videos of this size.
+        """
         entry = self.entry(recipe.model)
         if entry.folder is None or entry.missing:
             raise ValueError(f"model {recipe.model} cannot be used: {entry.missing}")
+        geometry = entry.preset.geometry
+        if problem := geometry.problem(recipe.width, recipe.height, recipe.num_frames):
+            raise ValueError(problem)
         adapters = tuple(
             adapter.model_copy(
                 update={
@@ -238,6 +245,7 @@ class Registry:
                 f"preset {preset.name}.yaml: base is {preset.base!r} but must be one of "
                 f"{', '.join(bases)}"
             )
+        preset = preset.model_copy(update={"geometry": base.preset.geometry})
         entry = preset_on_base(preset, self._places(preset.source), base)
         return entry or ModelEntry(preset, None, _how_to_get(preset))
 

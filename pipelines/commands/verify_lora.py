@@ -30,7 +30,7 @@ def largest_difference(
     stock = _flavour(export) == "diffusers"
     assert base.folder is not None
     prompts = load_prompt_encoder(base.folder, base.preset.text_length, device)
-    codec = load_video_codec(base.folder, device)
+    codec = load_video_codec(base.folder, device, base.preset.geometry)
 
     def video(transformer: WanTransformer3DModel) -> Tensor:
         model = Denoiser(transformer)

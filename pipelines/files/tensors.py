@@ -1,4 +1,4 @@
-"""Names and shapes of the tensors in a weights file, none of them read: safetensors or `torch.save`.
+"""Names and shapes of the tensors in a weights file, without reading them: safetensors, pickles.
 
 The pickle in a file of `torch.save` is not run: it is read by an unpickler that knows only the few
 names that plain tensors need, each with a stand-in of ours; any other name is refused, as

@@ -1,6 +1,5 @@
 """Variants, what the panels of Compare say: their fields, and their way into recipes and back."""
 
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pydantic import Field
 from pipelines.catalog.entries import image_problem
 from pipelines.catalog.registry import STUDENTS, Registry
 from pipelines.files.lora_alpha import own_alpha
+from pipelines.geometry import read_size
 from pipelines.recipe import SETTINGS, Adapter, Recipe, SamplerName, SamplerSpec
 from pipelines.strict import Strict
 
@@ -96,7 +96,7 @@ def to_recipe(
         raise ValueError("the same lora is chosen twice; choose it once with the sum of strengths")
     if not prompt.strip():
         raise ValueError("prompt is empty; describe what the video should show")
-    width, height = parse_size(variant.size)
+    width, height = read_size(variant.size) if variant.size else (None, None)
     recipe = registry.recipe(
         variant.model,
         prompt.strip(),
@@ -137,16 +137,6 @@ def alpha_sweep(registry: Registry, variant: Variant) -> list[Variant]:
         )
     (alpha,) = alphas
     return [variant.model_copy(update={"lora_alpha": factor * alpha}) for factor in SWEEP_FACTORS]
-
-
-def parse_size(size: str | None) -> tuple[int | None, int | None]:
-    """'832x480' -> (832, 480); nothing -> (None, None)."""
-    if not size:
-        return None, None
-    match = re.fullmatch(r"\s*(\d{1,5})\s*x\s*(\d{1,5})\s*", size)
-    if match is None:
-        raise ValueError(f"size is {size!r} but must be WIDTHxHEIGHT, for example 832x480")
-    return int(match[1]), int(match[2])
 
 
 def from_recipe(recipe: Recipe) -> Variant:

@@ -14,7 +14,6 @@ from trainers.sources.listing import Item
 
 MAX_ROWS = 200
 MAX_PROBLEMS = 50
-SPATIAL_STRIDE, TEMPORAL_STRIDE = 8, 4
 
 
 def look(seen: Look) -> str:
@@ -104,7 +103,7 @@ def facts(data: DataSet) -> str:
     """What is there, what it takes, and how to train on it."""
     parts = [bytes_words(data.num_bytes)]
     if data.captions:
-        parts = [plural(len(data.captions), "sample"), *map(size_words, data.shapes), *parts]
+        parts = [plural(len(data.captions), "sample"), *map(size_words, data.sizes), *parts]
         hint = f"<span>In Train: data.folder <code>{escape(data.shown_folder)}</code></span>"
     else:
         hint = ""
@@ -112,11 +111,10 @@ def facts(data: DataSet) -> str:
     return f'<span class="data-facts">{told}</span>{problem_list(data)}'
 
 
-def size_words(shape: tuple[int, ...]) -> str:
-    """(C, F, h, w) of latents as the video's size."""
-    _, num_frames, height, width = shape
-    frames = (num_frames - 1) * TEMPORAL_STRIDE + 1
-    return f"{width * SPATIAL_STRIDE}x{height * SPATIAL_STRIDE}, {frames} frames"
+def size_words(size: tuple[int, int, int]) -> str:
+    """Width, height and frames of a video, for people."""
+    width, height, num_frames = size
+    return f"{width}x{height}, {num_frames} frames"
 
 
 def problem_list(data: DataSet) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 
 from pipelines.catalog.registry import Registry
+from pipelines.geometry import Geometry
 from studio.runs.files import read_json, read_jsonl
 from studio.runs.listing import PREPARE, Run, is_name
 from studio.train.training import Training, shown_path
@@ -30,7 +31,7 @@ class DataSet:
     shown_folder: str  # what `data.folder` of a run is to say
     run: Run | None  # that prepares it; None where it was made without one
     captions: Sequence[str]  # empty until it is finished
-    shapes: Sequence[tuple[int, ...]]  # of latents, each once
+    sizes: Sequence[tuple[int, int, int]]  # width, height and frames of the videos, each once
     num_bytes: int
     problems: Sequence[tuple[str, str]]  # file or prompt, and why it was not prepared
     previews: dict[int, Path]  # videos of some samples, by number
@@ -88,14 +89,14 @@ class Preparing:
     def _data_set(self, folder: Path, run: Run | None) -> DataSet:
         index = folder / INDEX
         modified = index.stat().st_mtime_ns if index.is_file() else 0
-        captions, shapes = read_index(index, modified) if modified else ((), ())
+        captions, sizes = read_index(index, modified) if modified else ((), ())
         return DataSet(
             name=folder.name,
             folder=folder,
             shown_folder=shown_path(folder),
             run=run,
             captions=captions,
-            shapes=shapes,
+            sizes=sizes,
             num_bytes=shards_bytes(folder, folder.stat().st_mtime_ns),
             problems=read_problems(folder),
             previews={int(p.stem): p for p in sorted((folder / PREVIEWS).glob("[0-9]*.mp4"))},
@@ -109,11 +110,12 @@ def read_problems(folder: Path) -> list[tuple[str, str]]:
 
 
 @functools.lru_cache(maxsize=64)
-def read_index(path: Path, modified: int) -> tuple[Sequence[str], Sequence[tuple[int, ...]]]:
-    """Captions, and the shapes of latents there are; read again only when the file is new."""
+def read_index(path: Path, modified: int) -> tuple[Sequence[str], Sequence[tuple[int, int, int]]]:
+    """Captions, and the sizes of video there are; read again only when the file is new."""
     index = read_json(path) or {}
-    shapes = dict.fromkeys(tuple(shape) for shape in index.get("shapes", ()))
-    return tuple(index.get("captions", ())), tuple(shapes)
+    geometry = Geometry.model_validate(index.get("geometry", {}))
+    sizes = dict.fromkeys(geometry.video_size(shape) for shape in index.get("shapes", ()))
+    return tuple(index.get("captions", ())), tuple(sizes)
 
 
 @functools.lru_cache(maxsize=64)

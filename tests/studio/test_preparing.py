@@ -41,7 +41,7 @@ def test_it_is_stopped_and_resumed_as_a_run_and_becomes_data(
     assert until(supervisor, name, "finished").step == 400
     (data,) = preparing.data_sets()
     assert list(data.captions) == prompts
-    assert data.shapes == ((16, 5, 8, 8),)
+    assert data.sizes == ((64, 64, 17),)
     assert data.num_bytes > 10**5
 
 

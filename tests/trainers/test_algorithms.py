@@ -78,7 +78,8 @@ class OffByATenth(nn.Module):
 def test_the_autoencoder_loss_is_absolute_plus_squared_error_plus_divergence() -> None:
     config = autoencoder.Config(squared_weight=2.0, kl_weight=0.3)
     method = autoencoder.Method(config, {"student": OffByATenth()})
-    loss = method.reconstruction_loss(Batch(video=torch.rand(2, 5, 3, 16, 16) * 0.5), rng())
+    batch = Batch(video=torch.rand(2, 5, 3, 16, 16) * 0.5, latent_shape=(16, 2, 2, 2))
+    loss = method.reconstruction_loss(batch, rng())
     # In [-1, 1] the error is 0.2; KL(N(1, 1) || N(0, 1)) is 1/2.
     assert loss.value.item() == pytest.approx(0.2 + 2 * 0.04 + 0.3 * 0.5, rel=1e-4)
     assert loss.metrics["psnr_db"].item() == pytest.approx(20.0, abs=1e-3)

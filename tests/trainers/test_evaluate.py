@@ -207,7 +207,7 @@ def test_the_guidance_sweep_has_a_row_a_scale(
     [
         (["students", "tiny-dmd3000"], "model 'tiny-dmd3000' is unknown"),
         (["students", "--prompts", "none"], "prompts 'none' is unknown"),
-        (["sizes", "tiny-wan", "--sizes", "96"], "sizes holds '96' but must list WIDTHxHEIGHT"),
+        (["sizes", "tiny-wan", "--sizes", "96"], "sizes is '96' but must be WIDTHxHEIGHT"),
         (["sizes", "tiny-wan", "--frames", "16"], "num_frames is 16 but must be 4n+1; try 17"),
         (["guidance", "tiny-wan", "--scales", "99"], "guidance_scale"),
     ],

@@ -12,6 +12,7 @@ Seconds are operations (blocks only) over operations a second. Embedders, the VA
 and communication are not counted.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -22,8 +23,6 @@ from torch import Tensor, nn
 from pipelines.catalog.registry import ModelEntry, Registry
 from pipelines.files.disk import read_json
 from pipelines.formats.parts import transformer_settings
-from pipelines.geometry import TEMPORAL_STRIDE
-from trainers.data.batches import SPATIAL_STRIDE
 from trainers.estimate.costs import (
     NUM_STEPS_COUNTED,
     BlockCost,
@@ -94,16 +93,15 @@ def _largest_batch(config: TrainConfig[Any]) -> tuple[tuple[int, int, int], int]
     """
     own, data = Registry().entry(config.model).preset, config.data
     assert data.source != "shapes"  # for the autoencoder
-    sizes = [(own.num_frames, own.height, own.width, data.batch_size)]
+    sizes = [(own.width, own.height, own.num_frames, data.batch_size)]
     if isinstance(data, PromptData):
-        frames, height = data.num_frames or own.num_frames, data.height or own.height
+        height, frames = data.height or own.height, data.num_frames or own.num_frames
         sizes = [
-            (bucket.num_frames, bucket.height, bucket.width, bucket.batch_size or data.batch_size)
+            (bucket.width, bucket.height, bucket.num_frames, bucket.batch_size or data.batch_size)
             for bucket in data.buckets
-        ] or [(frames, height, data.width or own.width, data.batch_size)]
-    frames, height, width, batch_size = max(sizes, key=lambda s: s[0] * s[1] * s[2] * s[3])
-    latent_frames = (frames - 1) // TEMPORAL_STRIDE + 1
-    return (latent_frames, height // SPATIAL_STRIDE, width // SPATIAL_STRIDE), batch_size
+        ] or [(data.width or own.width, height, frames, data.batch_size)]
+    *size, batch_size = max(sizes, key=math.prod)
+    return own.geometry.latent_shape(*size)[1:], batch_size
 
 
 def _num_ranks(config: TrainConfig[Any]) -> int:

@@ -26,6 +26,7 @@ from pipelines.catalog.overrides import Overrides
 from pipelines.catalog.registry import Registry
 from pipelines.catalog.students import SPEC_FILE, StudentSpec
 from pipelines.generate import ModelCache
+from pipelines.geometry import read_size
 from pipelines.lora.apply import read_lora
 from pipelines.models.loading import load_components
 from pipelines.recipe import Adapter, Recipe
@@ -133,7 +134,7 @@ def _sizes(options: argparse.Namespace) -> int:
     models = ModelCache(Registry(), "cpu")
     rounds = []
     for text in options.sizes:
-        width, height = _size(text)
+        width, height = read_size(text, "sizes")
         for num_frames in options.frames:
             size: Overrides = {"width": width, "height": height, "num_frames": num_frames}
             teacher = _recipes(models, tables.TEACHER, options, tables.TEACHER_SAMPLING | size)
@@ -193,7 +194,8 @@ def _autoencoder(options: argparse.Namespace) -> int:
     entry = Registry().entry(options.model)
     if entry.folder is None:
         raise ValueError(f"model: {entry.missing}")
-    components = load_components(entry.folder, entry.preset.text_length, "cpu")
+    own = entry.preset
+    components = load_components(entry.folder, own.text_length, "cpu", geometry=own.geometry)
     figures = evaluate_autoencoder(components)
     print(json.dumps(figures, indent=2))
     return int(figures["passing"] < MIN_PASSING or figures["psnr_db"] < MIN_PSNR_DB)
@@ -219,13 +221,6 @@ def _sampling(options: argparse.Namespace) -> Overrides:
             "flow_shift": options.shift,
         }
     }
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, separator, height = text.partition("x")
-    if not (separator and width.isdecimal() and height.isdecimal()):
-        raise ValueError(f"sizes holds {text!r} but must list WIDTHxHEIGHT, for example 96x96")
-    return int(width), int(height)
 
 
 def _cache(options: argparse.Namespace) -> Path:

@@ -11,8 +11,7 @@ from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
 from torch import nn
 
 from pipelines.catalog.registry import ModelEntry, Registry
-from pipelines.files.layouts import image_encoder_path, vae_path
-from pipelines.formats.parts import vae_settings
+from pipelines.files.layouts import image_encoder_path
 from pipelines.lora.apply import Lora, stack_loras
 from pipelines.models.codecs import PromptEncoder, VideoCodec
 from pipelines.models.first_frame import ImageConditioner
@@ -66,7 +65,7 @@ class Codecs:
     @cached_property
     def video(self) -> VideoCodec:
         """Video <-> latents."""
-        return load_video_codec(self.folder, self.device)
+        return load_video_codec(self.folder, self.device, self.entry.preset.geometry)
 
     @cached_property
     def images(self) -> ImageConditioner:
@@ -84,11 +83,6 @@ class Codecs:
             return None
         size = (recipe.width, recipe.height, recipe.num_frames)
         return self.images.condition(Path(recipe.image.path), *size)
-
-    @property
-    def num_latent_channels(self) -> int:
-        """Channels of the latents, known without loading the VAE."""
-        return int(vae_settings(vae_path(self.folder))["z_dim"])
 
 
 def load_models(

@@ -186,8 +186,8 @@ class Preparation:
         if not num_samples:
             prepared.discard(self.out, self.num_shards)
             raise ValueError(f"source: nothing could be prepared; {self.out / PROBLEMS} says why")
-        negative = self.encoder.negative_prompt_embeds()
-        prepared.finish(self.out, self.num_shards, negative, self.encoder.preset.text_length)
+        negative, own = self.encoder.negative_prompt_embeds(), self.encoder.preset
+        prepared.finish(self.out, self.num_shards, negative, own.text_length, own.geometry)
         if kind_of(self.items) != "prompts":
             fps = self.config.fps or self.encoder.preset.fps
             write_previews(self.out, self.encoder.codecs.video, fps)

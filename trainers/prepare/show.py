@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         if name is None:
             raise ValueError(f"model: {options.folder} does not say what encoded it; give --model")
         entry = Registry().entry(name)
-        codec = load_video_codec(model_folder(entry), pick_device())
+        codec = load_video_codec(model_folder(entry), pick_device(), entry.preset.geometry)
         fps = _settings(options.folder).get("fps") or entry.preset.fps
         write_preview(data, options.index, codec, fps, options.out)
         print(f"{data.captions[options.index]}\n{data.origin(options.index)}")

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from pipelines.catalog.steps import step_name, step_of
 from trainers.networks.role import BuiltRole, trained_state
 from trainers.ranks.ranks import Ranks, barrier, whole
 
@@ -29,8 +30,8 @@ BEST = "best.json"  # in the run directory: step and score of the best checkpoin
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
     """All whole checkpoints, oldest first."""
-    folders = (run_dir / "checkpoints").glob("step_*")
-    return sorted(folder for folder in folders if folder.suffix != PARTIAL)
+    folders = (run_dir / "checkpoints").glob("*")
+    return sorted(folder for folder in folders if step_of(folder.name) is not None)
 
 
 def save_checkpoint(
@@ -100,7 +101,7 @@ def checkpoint_folder(run_dir: Path, step: int) -> Path:
     """The whole checkpoint at a step; ValueError names the steps there are."""
     folder = _folder(run_dir, step)
     if not folder.is_dir():
-        steps = ", ".join(str(int(f.name.split("_")[1])) for f in checkpoint_folders(run_dir))
+        steps = ", ".join(str(step_of(folder.name)) for folder in checkpoint_folders(run_dir))
         raise ValueError(
             f"{run_dir} has no checkpoint at step {step}; it has {steps or 'none at all'}"
         )
@@ -116,7 +117,7 @@ def prune_checkpoints(run_dir: Path, keep: int) -> None:
 
 
 def _folder(run_dir: Path, step: int) -> Path:
-    return run_dir / "checkpoints" / f"step_{step:06d}"
+    return run_dir / "checkpoints" / step_name(step)
 
 
 def _state(roles: Mapping[str, BuiltRole], optimizers: Mapping[str, Optimizer]) -> dict[str, Any]:

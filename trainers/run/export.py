@@ -14,6 +14,7 @@ from diffusers import ModelMixin
 from huggingface_hub import save_torch_state_dict
 
 from pipelines.catalog.registry import CheckpointSpec, Registry
+from pipelines.catalog.steps import step_name
 from pipelines.catalog.students import StudentSpec
 from pipelines.lora.apply import save_lora
 from pipelines.sampling.guidance_embedder import portable_name
@@ -89,7 +90,7 @@ def export_checkpoint(
     ValueError where the run has no such checkpoint.
     """
     load_checkpoint(checkpoint_folder(run_dir, step), roles, {}, ranks)
-    folder = run_dir / "exports" / f"step_{step:06d}"
+    folder = run_dir / "exports" / step_name(step)
     if ranks.is_main:
         folder.parent.mkdir(exist_ok=True)
     export_role(config, trained, roles, folder, ranks)

@@ -21,6 +21,7 @@ from typing import Any
 from pipelines.catalog.entries import image_problem
 from pipelines.catalog.overrides import Overrides, negative_prompt_for, override
 from pipelines.catalog.registry import Registry
+from pipelines.catalog.steps import step_name
 from pipelines.files.disk import atomic_path
 from pipelines.recipe import Adapter, Recipe
 from trainers.algorithm import Algorithm
@@ -84,7 +85,7 @@ class Validator:
 
         Returns whether it is the best so far: then its checkpoint is to be saved.
         """
-        folder = f"step_{step:06d}"
+        folder = step_name(step)
         drawn = [
             self.sampler.draw(recipe, self.student, f"{folder}/{name}")
             for name, recipe in self.student_recipes.items()
