@@ -40,7 +40,7 @@ __all__ = [
     "fingerprint",
 ]
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PRESETS = ROOT / "presets"
 STUDENTS = ROOT / "assets" / "students"
 KEPT = "models"  # below the runs folder: exports that were given a name and stay

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]  # of the project: where commands of runs start
+ROOT = Path(__file__).resolve().parents[2]  # of the project: where commands of runs start
 CONFIG, LAUNCH, LOG = "config.yaml", "launch.json", "log.txt"
 PID, JOB, STOPPING, EXIT = "pid.json", "job.json", "stopping.json", "exit.json"
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
