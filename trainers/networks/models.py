@@ -1,10 +1,10 @@
-"""From names in a configuration to networks in memory."""
+"""The networks of the models that a configuration names, in memory."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
@@ -37,26 +37,24 @@ class LoadedModel:
     network: ModelMixin
     lora: Lora | None = None
 
+    @property
+    def transformer(self) -> WanTransformer3DModel:
+        """The network of a model that is a transformer."""
+        assert isinstance(self.network, WanTransformer3DModel)
+        return self.network
+
 
 LoadNetwork = Callable[[ModelEntry, str], ModelMixin]
 
 
-class NamesModel(Protocol):
-    """Settings that say which model they are about, by name or folder."""
-
-    @property
-    def model(self) -> str: ...
-
-
 class Codecs:
-    """The prompt encoder, the VAE and, for images, CLIP of the run's model.
+    """The prompt encoder, the VAE and, for images, CLIP of a model.
 
     Each is loaded when it is first needed, and then shared: Wan's text encoder takes 11 GB.
     """
 
-    def __init__(self, config: NamesModel, device: torch.device | str):
-        self.entry = Registry().entry(config.model)
-        self.folder, self.device = model_folder(self.entry), str(device)
+    def __init__(self, entry: ModelEntry, device: torch.device | str):
+        self.entry, self.folder, self.device = entry, model_folder(entry), str(device)
 
     @cached_property
     def prompts(self) -> PromptEncoder:
@@ -91,16 +89,25 @@ class Codecs:
         return int(vae_settings(vae_path(self.folder))["z_dim"])
 
 
+def load_weights(entry: ModelEntry, component: str) -> ModelMixin:
+    """One component in fp32, from the folder that has it."""
+    base = model_folder(entry)
+    if component == "vae":
+        vae: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(base, subfolder="vae")
+        return vae.float()
+    path = entry.loaded_transformer
+    transformer: WanTransformer3DModel = load_transformer(path, torch.float32, "cpu")
+    return transformer
+
+
 def load_models(
-    config: TrainConfig[Any], load: LoadNetwork | None = None
+    config: TrainConfig[Any], registry: Registry, load: LoadNetwork = load_weights
 ) -> dict[str, LoadedModel]:
     """The run's own model under "", and every other one that a role names; all in fp32.
 
     A student on the run's own base shares its network. `load` makes a network from an entry and the
-    name of a component; by default from its weights. ValueError where a model is not here.
+    name of a component. ValueError where a model is not here.
     """
-    load = load or _load
-    registry = Registry()
     own = registry.entry(config.model)
     component = algorithm_class(config.method).component
     network = load(own, component)
@@ -109,7 +116,8 @@ def load_models(
         _require_one_name(config)
         models = {"": _merged(_model(network, adapters))}
     else:
-        _require_standing_on_base(config, own)
+        base = own if own.base is None else registry.entry(own.base)
+        _require_standing_on_base(config, own, base)
         models = {"": _model(network, adapters)}
     for name in _named_by_roles(config):
         entry = registry.entry(name)
@@ -160,10 +168,9 @@ def _require_one_name(config: TrainConfig[Any]) -> None:
         )
 
 
-def _require_standing_on_base(config: TrainConfig[Any], own: ModelEntry) -> None:
-    """ValueError where the run would export a LoRA on weights that are not a base model's."""
+def _require_standing_on_base(config: TrainConfig[Any], own: ModelEntry, base: ModelEntry) -> None:
+    """ValueError where the run would export a LoRA on weights that are not its base model's."""
     student = config.algorithm.roles()["student"]
-    base = own if own.base is None else Registry().entry(own.base)
     lora = isinstance(student, Trainable) and student.lora is not None
     if lora and own.transformer != base.transformer:
         raise ValueError(
@@ -187,14 +194,3 @@ def _named_by_roles(config: TrainConfig[Any]) -> list[str]:
         if isinstance(role, Trainable) and role.start_from:
             names.append(role.start_from)
     return names
-
-
-def _load(entry: ModelEntry, component: str) -> ModelMixin:
-    """One component in fp32, from the folder that has it."""
-    base = model_folder(entry)
-    if component == "vae":
-        vae: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(base, subfolder="vae")
-        return vae.float()
-    path = entry.loaded_transformer
-    transformer: WanTransformer3DModel = load_transformer(path, torch.float32, "cpu")
-    return transformer

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -40,7 +41,8 @@ def tune_compute(roles: Mapping[str, BuiltRole], config: TrainConfig, ranks: Ran
         if config.precision == "bf16":
             store_frozen_in_bf16(transformer, own)
             # everywhere it is called: with weights of two types there is no forward without
-            transformer.forward = _autocast_bf16(ranks)(transformer.forward)
+            hooks = HookRegistry.check_if_exists_or_initialize(transformer)
+            hooks.register_hook(_Under(_autocast_bf16(ranks)), "autocast")
         _choose_attention(transformer, config.attention_backend)
         share_context(transformer, ranks)
         if config.activation_checkpointing:
@@ -65,6 +67,19 @@ def _autocast_bf16(ranks: Ranks) -> torch.autocast:
     """
     split = ranks.weights_mesh is not None
     return torch.autocast(ranks.device.type, torch.bfloat16, cache_enabled=not split)
+
+
+class _Under(ModelHook):
+    """Runs a network's forward in a context that can be entered again and again."""
+
+    def __init__(self, context: AbstractContextManager[Any]):
+        super().__init__()
+        self.context = context
+
+    def new_forward(self, module: nn.Module, *inputs: Any, **named: Any) -> Any:
+        """What diffusers calls in place of the module's own forward."""
+        with self.context:
+            return self.fn_ref.original_forward(*inputs, **named)
 
 
 def transformers_of(
