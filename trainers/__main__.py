@@ -23,12 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns the exit code: 0 done or stopped on request, 2 bad input.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    registry = Registry()
     if words[:1] == ["prepare"]:
-        return command.main(words[1:])
+        return command.main(words[1:], registry)
     if words[:1] == ["show-data"]:
         from trainers.prepare import show  # imports torch
 
-        return show.main(words[1:])
+        return show.main(words[1:], registry)
     parser = argparse.ArgumentParser(prog="python -m trainers", description=__doc__)
     parser.add_argument("config", type=Path, help="a file in presets/train/")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -43,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_intermixed_args(words)
     try:
-        tree, registry = read_tree(options.config, options.overrides), Registry()
+        tree = read_tree(options.config, options.overrides)
         run_dir = options.run_dir or Path("runs") / str(tree.get("name"))
         if tree.get("method") == "prepare" and options.export is None:
-            command.run(tree, run_dir, dry_run=options.dry_run)
+            command.run(tree, registry, run_dir, dry_run=options.dry_run)
             return 0
         config = build_config(tree)
         registry.entry(config.model)  # a misspelt name is said before the engine is imported

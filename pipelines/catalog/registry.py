@@ -45,7 +45,10 @@ PRESETS = ROOT / "presets"
 STUDENTS = ROOT / "assets" / "students"
 KEPT = "models"  # below the runs folder: exports that were given a name and stay
 RUNS = Path(os.environ.get("STUDIO_RUNS") or ROOT / "runs")  # set by `app.py --runs`
-MODELS = Path(os.environ.get("STUDIO_MODELS") or ROOT / "models")  # where no folder is named
+MODELS = [  # where no folder is named; set by `app.py --models` for what it starts
+    Path(folder)
+    for folder in (os.environ.get("STUDIO_MODELS") or str(ROOT / "models")).split(os.pathsep)
+]
 MAX_DEPTH = 5  # of a model below a models folder
 
 
@@ -58,13 +61,13 @@ class Registry:
                 raise ValueError(
                     f"models folder {folder} does not exist; create it or correct --models"
                 )
-        self.model_dirs = tuple(model_dirs) or ((MODELS,) if MODELS.is_dir() else ())
+        self.model_dirs = tuple(model_dirs) or tuple(filter(Path.is_dir, MODELS))
         self.runs_dir = runs_dir
 
     @property
     def download_dir(self) -> Path:
         """Where downloaded models go; it may not be there yet."""
-        return self.model_dirs[0] if self.model_dirs else MODELS
+        return self.model_dirs[0] if self.model_dirs else MODELS[0]
 
     def presets(self) -> dict[str, ModelPreset]:
         """The models of presets/models/ by name, here or not; what ships comes first."""
@@ -197,29 +200,7 @@ class Registry:
             )
         except ValidationError as error:
             raise ValueError(explain(error)) from error
-        return self.resolve(recipe)
-
-    def resolve(self, recipe: Recipe) -> Recipe:
-        """The recipe with all fingerprints; ValueError where a file is gone or has changed."""
-        entry = self.entry(recipe.model)
-        if entry.folder is None or entry.missing:
-            raise ValueError(f"model {recipe.model} cannot be used: {entry.missing}")
-        adapters = tuple(
-            adapter.model_copy(
-                update={
-                    "fingerprint": _verify("adapter", [Path(adapter.path)], adapter.fingerprint)
-                }
-            )
-            for adapter in recipe.adapters
-        )
-        model_fingerprint = _verify("model", entry.weights, recipe.model_fingerprint)
-        image = recipe.image
-        if image is not None:
-            digest = _verify("image", [Path(image.path)], image.fingerprint)
-            image = image.model_copy(update={"fingerprint": digest})
-        return recipe.model_copy(
-            update={"adapters": adapters, "model_fingerprint": model_fingerprint, "image": image}
-        )
+        return resolved(recipe, entry)
 
     def _preset_entry(self, preset: ModelPreset) -> ModelEntry:
         folder = next(filter(is_model_folder, self._places(preset.source)), None)
@@ -254,6 +235,29 @@ def _how_to_get(preset: ModelPreset) -> str:
     return (
         f"{preset.source} is not here; run `python -m pipelines download {preset.name} "
         f"--models DIR`, or put it at DIR/{Path(preset.source).name}, and start with --models DIR"
+    )
+
+
+def resolved(recipe: Recipe, entry: ModelEntry) -> Recipe:
+    """The recipe with all fingerprints, its model's included.
+
+    ValueError where a file is gone or has changed.
+    """
+    if entry.folder is None or entry.missing:
+        raise ValueError(f"model {recipe.model} cannot be used: {entry.missing}")
+    adapters = tuple(
+        adapter.model_copy(
+            update={"fingerprint": _verify("adapter", [Path(adapter.path)], adapter.fingerprint)}
+        )
+        for adapter in recipe.adapters
+    )
+    model_fingerprint = _verify("model", entry.weights, recipe.model_fingerprint)
+    image = recipe.image
+    if image is not None:
+        digest = _verify("image", [Path(image.path)], image.fingerprint)
+        image = image.model_copy(update={"fingerprint": digest})
+    return recipe.model_copy(
+        update={"adapters": adapters, "model_fingerprint": model_fingerprint, "image": image}
     )
 
 

@@ -32,7 +32,8 @@ def test_unipc_equals_the_stock_diffusers_pipeline(
     recipe = registry.recipe(
         "mini", messy, steps=5, guidance_scale=guidance_scale, negative_prompt=negative, seed=3
     )
-    components = models.components(recipe)
+    entry = models.registry.entry(recipe.model)
+    components = models.components(recipe, entry)
     ours = sample_video(recipe, components, components, Denoiser(components.transformer))
 
     pipeline = WanPipeline.from_pretrained(models_dir / "mini")
@@ -101,7 +102,9 @@ def test_recipes_share_the_model_the_embeddings_and_the_noise_they_agree_on(
     for index, recipe in enumerate(recipes):
         make(recipe, models, tmp_path / f"{index}.mp4")
     assert (models.num_loads, models.num_encodes) == (1, 2)  # the prompt and the empty prompt
-    inputs = [models.inputs(recipe, models.components(recipe)) for recipe in recipes]
+    entry = models.registry.entry(recipes[0].model)
+    components = models.components(recipes[0], entry)
+    inputs = [models.inputs(recipe, entry, components) for recipe in recipes]
     assert inputs[0].noise is inputs[1].noise is inputs[2].noise
     assert inputs[0].prompt_embeds is inputs[2].prompt_embeds
     assert inputs[0].negative_prompt_embeds is inputs[1].negative_prompt_embeds
@@ -251,5 +254,5 @@ def test_a_machine_without_room_keeps_the_model_used_last(models_dir: Path, tmp_
     registry = Registry([tmp_path])
     models = FullMachine(registry, "cpu")
     for name in ("one", "one", "two", "one"):
-        models.components(registry.recipe(name, PROMPT))
+        models.components(registry.recipe(name, PROMPT), registry.entry(name))
     assert models.num_loads == 3

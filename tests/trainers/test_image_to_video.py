@@ -132,7 +132,8 @@ def test_prepare_stores_what_sampling_reads_of_a_first_frame_and_training_reads_
         first = np.rint(read_video(tmp_path / "videos" / f"{number}.mp4")[0] * 255)
         Image.fromarray(first.astype(np.uint8)).save(tmp_path / "first.png")
         recipe = registry.recipe("clip", PROMPT, image=tmp_path / "first.png", width=48)
-        condition = models.inputs(recipe, models.components(recipe)).condition
+        entry = registry.entry("clip")
+        condition = models.inputs(recipe, entry, models.components(recipe, entry)).condition
         assert condition is not None
         for name in ("image_embeds", "image_latents"):
             read = getattr(condition, name)[0]

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from pipelines.catalog.entries import ModelEntry
 from pipelines.files.disk import atomic_path
 from trainers.data import prepared
 from trainers.data.prepared import PreparedSample
@@ -87,10 +88,15 @@ class Preparation:
     """One source on its way into one folder, as one rank sees it."""
 
     def __init__(
-        self, config: PrepareConfig, items: Sequence[Item], out: Path, device: str | None = None
+        self,
+        config: PrepareConfig,
+        items: Sequence[Item],
+        entry: ModelEntry,
+        out: Path,
+        device: str | None = None,
     ):
         self.config, self.items, self.out = config, items, out
-        self.encoder = Encoder(config, local_device(device))
+        self.encoder = Encoder(config, entry, local_device(device))
         self.rank = int(os.environ.get("RANK", "0"))
         self.num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
         num_together = MAX_PER_SHARD // (config.clips_per_video or 1)
