@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tree = read_tree(options.config, options.overrides)
         run_dir = options.run_dir or Path("runs") / str(tree.get("name"))
         if tree.get("method") == "prepare" and options.export is None:
-            command.run(tree, registry, run_dir, dry_run=options.dry_run)
+            command.run(tree, registry, run_dir, None, options.dry_run)
             return 0
         config = build_config(tree)
         registry.entry(config.model)  # a misspelt name is said before the engine is imported

@@ -34,9 +34,7 @@ from trainers.validation.validator import Validator
 class Trainer:
     """One run of one configuration in one folder."""
 
-    def __init__(
-        self, config: TrainConfig[Any], registry: Registry, run_dir: Path, ranks: Ranks
-    ) -> None:
+    def __init__(self, config: TrainConfig[Any], registry: Registry, run_dir: Path, ranks: Ranks):
         self.config, self.ranks = config, ranks
         entry, models = registry.entry(config.model), load_models(config, registry)
         torch.manual_seed(config.seed)  # new adapters start from random weights
@@ -47,17 +45,16 @@ class Trainer:
         calls = {name: role.call for name, role in self.roles.items()}
         codecs = Codecs(entry, ranks.device)
         rewards = rewards_of(config, codecs, ranks)
-        method = algorithm_class(config.method)
-        score, own_sampler = rewards.get(TRAINED), entry.preset.sampler
-        self.algorithm = method(config.algorithm, calls, score, own_sampler)
+        given = config.algorithm, calls, rewards.get(TRAINED), entry.preset.sampler
+        self.algorithm = algorithm_class(config.method)(*given)
         self.optimizers = {
             name: adamw(role.settings, role.trained.values())
             for name, role in self.roles.items()
             if isinstance(role.settings, Trainable)
         }
         self.data = build_data(config, codecs)
-        networks = self.algorithm, self.roles, self.optimizers
-        run = Run(config, registry, entry, *networks, ranks)
+        built = self.algorithm, self.roles, self.optimizers
+        run = Run(config, registry, entry, *built, ranks)
         self.folder = RunFolder(run_dir, run)
         self.validator = None
         if config.validation is not None:

@@ -45,10 +45,8 @@ PRESETS = ROOT / "presets"
 STUDENTS = ROOT / "assets" / "students"
 KEPT = "models"  # below the runs folder: exports that were given a name and stay
 RUNS = Path(os.environ.get("STUDIO_RUNS") or ROOT / "runs")  # set by `app.py --runs`
-MODELS = [  # where no folder is named; set by `app.py --models` for what it starts
-    Path(folder)
-    for folder in (os.environ.get("STUDIO_MODELS") or str(ROOT / "models")).split(os.pathsep)
-]
+_NAMED = os.environ.get("STUDIO_MODELS") or str(ROOT / "models")  # set by `app.py --models`
+MODELS = [Path(folder) for folder in _NAMED.split(os.pathsep)]  # where no folder is named
 MAX_DEPTH = 5  # of a model below a models folder
 
 

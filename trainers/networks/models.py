@@ -114,24 +114,20 @@ def load_models(
     adapters = [*(Adapter(path=str(path)) for path in own.adapters), *config.adapters]
     if config.algorithm.on_top:
         _require_one_name(config)
-        models = {"": _merged(_model(network, adapters))}
     else:
         base = own if own.base is None else registry.entry(own.base)
         _require_standing_on_base(config, own, base)
-        models = {"": _model(network, adapters)}
+    start = _model(network, adapters)
+    if config.algorithm.on_top and start.lora is not None:
+        merge(start.transformer, start.lora)  # a student as a base
+        start = LoadedModel(network)
+    models = {"": start}
     for name in _named_by_roles(config):
         entry = registry.entry(name)
         loras = [Adapter(path=str(path)) for path in entry.adapters]
         shared = entry.networks == own.networks and not (config.algorithm.on_top and own.adapters)
         models[name] = _model(network if shared else load(entry, component), loras)
     return models
-
-
-def _merged(model: LoadedModel) -> LoadedModel:
-    """A student as a base: its LoRA becomes a part of the weights."""
-    if model.lora is not None:
-        merge(model.network, model.lora)
-    return LoadedModel(model.network)
 
 
 def _model(network: ModelMixin, adapters: Sequence[Adapter]) -> LoadedModel:
@@ -146,13 +142,9 @@ def _model(network: ModelMixin, adapters: Sequence[Adapter]) -> LoadedModel:
             f"{min(lora.deltas)}, which a run cannot start from; write a model with it by "
             "`python -m pipelines lora merge` and name that"
         )
-    shapes = {
-        name: (module.out_features, module.in_features)
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    for layer, down in lora.down.items():
-        if shapes.get(layer) != (lora.up[layer].shape[0], down.shape[1]):
+    linear = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear)}
+    for layer, shape in lora.shapes.items():
+        if layer not in linear or linear[layer].weight.shape != shape:
             raise ValueError(
                 f"adapters: {paths} does not fit the model at {layer}; use a LoRA made for it"
             )
@@ -187,10 +179,7 @@ def model_folder(entry: ModelEntry) -> Path:
 
 
 def _named_by_roles(config: TrainConfig[Any]) -> list[str]:
-    names = []
-    for role in config.algorithm.roles().values():
-        if isinstance(role, Frozen) and role.model:
-            names.append(role.model)
-        if isinstance(role, Trainable) and role.start_from:
-            names.append(role.start_from)
-    return names
+    roles = config.algorithm.roles().values()
+    named = [role.model for role in roles if isinstance(role, Frozen)]
+    named += [role.start_from for role in roles if isinstance(role, Trainable)]
+    return [name for name in named if name]

@@ -35,11 +35,7 @@ def main(arguments: Sequence[str], registry: Registry) -> int:
 
 
 def run(
-    tree: Mapping[str, Any],
-    registry: Registry,
-    out: Path,
-    device: str | None = None,
-    dry_run: bool = False,
+    tree: Mapping[str, Any], registry: Registry, out: Path, device: str | None, dry_run: bool
 ) -> None:
     """Prepares what a tree of `PrepareConfig` says into a folder, or only lists it.
 
@@ -49,9 +45,12 @@ def run(
     if dry_run:
         _list(items, config)
         return
-    from trainers.prepare.job import Preparation  # torch: only once the input is good
+    # torch: only once the input is good
+    from trainers.prepare.encode import Encoder, local_device
+    from trainers.prepare.job import Preparation
 
-    Preparation(config, items, registry.entry(config.model), out, device).run()
+    encoder = Encoder(config, registry.entry(config.model), local_device(device))
+    Preparation(config, items, encoder, out).run()
 
 
 def _list(items: Sequence[Item], settings: PrepareSettings) -> None:

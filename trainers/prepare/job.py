@@ -20,11 +20,10 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from pipelines.catalog.entries import ModelEntry
 from pipelines.files.disk import atomic_path
 from trainers.data import prepared
 from trainers.data.prepared import PreparedSample
-from trainers.prepare.encode import Encoder, local_device
+from trainers.prepare.encode import Encoder
 from trainers.prepare.show import write_previews
 from trainers.run.log import Tracker
 from trainers.settings.prepare import PrepareConfig
@@ -88,15 +87,9 @@ class Preparation:
     """One source on its way into one folder, as one rank sees it."""
 
     def __init__(
-        self,
-        config: PrepareConfig,
-        items: Sequence[Item],
-        entry: ModelEntry,
-        out: Path,
-        device: str | None = None,
-    ):
-        self.config, self.items, self.out = config, items, out
-        self.encoder = Encoder(config, entry, local_device(device))
+        self, config: PrepareConfig, items: Sequence[Item], encoder: Encoder, out: Path
+    ) -> None:
+        self.config, self.items, self.encoder, self.out = config, items, encoder, out
         self.rank = int(os.environ.get("RANK", "0"))
         self.num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
         num_together = MAX_PER_SHARD // (config.clips_per_video or 1)
