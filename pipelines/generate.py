@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipelines.catalog.entries import image_problem
-from pipelines.catalog.registry import Registry
+from pipelines.catalog.registry import ModelEntry, resolved
 from pipelines.files.disk import atomic_path
 from pipelines.model_cache import Inputs, ModelCache, seeded_noise
 from pipelines.models.codecs import PromptEncoder, VideoCodec
@@ -98,19 +98,20 @@ def generate(
     cancels; `out` is either whole or not there. ValueError for what cannot work.
     """
     clock = Clock()
-    recipe = _checked(recipe, models.registry, out)
+    entry = models.registry.entry(recipe.model)
+    recipe = _checked(recipe, entry, out)
     yield Progress("load", 0, 1)
-    components = models.components(recipe)
+    components = models.components(recipe, entry)
     if preview is not None:
         require_wan_latents(components, recipe.model)
     placement = models.placement(components)
-    notes = (*components.notes, *models.adapt(recipe, components), *placement.notes())
+    notes = (*components.notes, *models.adapt(recipe, entry, components), *placement.notes())
     model = Denoiser(components.transformer)
     require_guidance_fits(model, recipe.sampler)
     notes += components.prompt_notes(recipe.prompt)
     load_sec = clock.lap()
     yield Progress("encode", 0, 1)
-    inputs = models.inputs(recipe, components)
+    inputs = models.inputs(recipe, entry, components)
     encode_sec = clock.lap()
 
     shows_estimate = has_wan_latents(components)
@@ -157,16 +158,16 @@ def _denoise_steps(
     return latents, step_ends_sec
 
 
-def _checked(recipe: Recipe, registry: Registry, out: Path) -> Recipe:
+def _checked(recipe: Recipe, entry: ModelEntry, out: Path) -> Recipe:
     """The recipe with fingerprints. ValueError where it cannot work or `out` is no place."""
     if problem := recipe.sampler.problem():
         raise ValueError(problem)
     if out.suffix != ".mp4" or out.is_dir():
         raise ValueError(f"out is {str(out)!r} but must be the name of an .mp4 file")
-    resolved = registry.resolve(recipe)
-    if problem := image_problem(registry.entry(recipe.model).preset, resolved):
+    recipe = resolved(recipe, entry)
+    if problem := image_problem(entry.preset, recipe):
         raise ValueError(problem)
-    return resolved
+    return recipe
 
 
 def denoise(

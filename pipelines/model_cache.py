@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from pipelines.catalog.registry import Registry
+from pipelines.catalog.registry import ModelEntry, Registry
 from pipelines.files.disk import joint_fingerprint
 from pipelines.files.layouts import weight_bytes
 from pipelines.lora.apply import apply_adapters
@@ -63,12 +63,11 @@ class ModelCache:
         self._noises: Recent[tuple[Tensor, Tensor]] = Recent(MAX_NOISES)
         self._conditions: Recent[ImageCondition] = Recent(MAX_IMAGES)
 
-    def components(self, recipe: Recipe) -> Components:
+    def components(self, recipe: Recipe, entry: ModelEntry) -> Components:
         """The networks of a resolved recipe, loaded at most once while memory lasts.
 
-        LoRAs, a student's own included, are applied by `adapt`.
+        `entry` is the recipe's model. LoRAs, a student's own included, are applied by `adapt`.
         """
-        entry = self.registry.entry(recipe.model)
         assert entry.folder is not None
         memory = parse_memory(recipe.memory)
         require_no_adapters(memory, len(entry.adapters) + len(recipe.adapters))
@@ -98,14 +97,14 @@ class ModelCache:
         """How these networks lie in memory."""
         return next(held for held in self._bases.values() if held.components is components)
 
-    def adapt(self, recipe: Recipe, components: Components) -> tuple[str, ...]:
+    def adapt(self, recipe: Recipe, entry: ModelEntry, components: Components) -> tuple[str, ...]:
         """Makes exactly the student's own LoRA and the recipe's active; returns notes."""
-        own = [Adapter(path=str(path)) for path in self.registry.entry(recipe.model).adapters]
+        own = [Adapter(path=str(path)) for path in entry.adapters]
         notes = apply_adapters(components.transformer, (*own, *recipe.adapters))
         self.placement(components).settle()
         return notes
 
-    def inputs(self, recipe: Recipe, components: Components) -> Inputs:
+    def inputs(self, recipe: Recipe, entry: ModelEntry, components: Components) -> Inputs:
         """The recipe's noise, embeddings and image, the same tensors for all recipes that agree."""
         noise, state = self._noises.get(
             (recipe.seed, recipe.latent_shape(components.geometry)),
@@ -115,11 +114,13 @@ class ModelCache:
         if recipe.sampler.reads_negative_prompt:
             negative = self._encode(components, recipe.negative_prompt)
         embeds = self._encode(components, recipe.prompt)
-        prompt = Prompt(embeds, image=self._condition(components, recipe))
+        prompt = Prompt(embeds, image=self._condition(recipe, entry, components))
         return Inputs(noise, state, prompt, negative)
 
-    def _condition(self, components: Components, recipe: Recipe) -> ImageCondition | None:
-        entry, image = self.registry.entry(recipe.model), recipe.image
+    def _condition(
+        self, recipe: Recipe, entry: ModelEntry, components: Components
+    ) -> ImageCondition | None:
+        image = recipe.image
         if image is None:
             return None
         assert entry.folder is not None

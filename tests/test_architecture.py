@@ -37,7 +37,7 @@ ROOMS = {
     "t.sources": "p.catalog p.files p.strict t.settings",
     "t.losses": "p.sampling",
     "t.algorithm": "p.recipe p.sampling t.settings",
-    "t.rollout": "p.recipe p.sampling t.algorithm t.losses",
+    "t.rollout": "p.recipe p.sampling t.algorithm",
     "t.ranks": "t.settings",
     "t.scoring": "p.strict t.ranks t.settings",
     "t.registry": "p.strict t.algorithm t.scoring t.settings",
@@ -46,33 +46,33 @@ ROOMS = {
     "t.networks": "p.catalog p.files p.lora p.models p.recipe p.sampling t.ranks t.registry "
     "t.settings",
     "t.data": "p.files p.geometry p.sampling t.algorithm t.networks t.settings t.worlds",
-    "t.run": "p.catalog p.lora p.sampling p.strict t.algorithm t.networks t.ranks t.settings",
-    "t.prepare": "p.catalog p.files p.models p.video t.data t.networks t.run t.settings t.sources",
-    "t.validation": "p.catalog p.files p.generate p.recipe p.sampling p.video t.algorithm "
-    "t.networks t.ranks t.run t.scoring t.settings t.worlds",
-    "t.estimate": "p.catalog p.files p.formats p.sampling t.algorithm t.networks t.registry "
+    "t.run": "p.catalog p.files p.lora p.sampling p.strict t.algorithm t.networks t.ranks "
     "t.settings",
+    "t.prepare": "p.catalog p.files p.models p.video t.data t.networks t.run t.settings t.sources",
+    "t.validation": "p.catalog p.files p.generate p.recipe p.video t.networks t.ranks t.run "
+    "t.scoring t.settings t.worlds",
+    "t.estimate": "p.catalog p.files p.formats p.recipe p.sampling t.algorithm t.networks "
+    "t.registry t.settings",
     "t.engine": "p.catalog t.algorithm t.data t.networks t.ranks t.registry t.run t.scoring "
     "t.settings t.validation",
     "t.evaluation": "p.catalog p.files p.generate p.geometry p.lora p.models p.recipe p.sampling "
     "t.scoring t.worlds",
     "t.tiny": "p.files p.geometry p.models t.data t.evaluation t.networks t.scoring t.settings "
     "t.worlds",
-    "t.__main__": "p.catalog t.engine t.estimate t.networks t.prepare t.ranks t.registry t.run "
-    "t.settings",
+    "t.__main__": "p.catalog t.engine t.estimate t.prepare t.ranks t.registry t.settings",
     "t.reward_server": "",
     "s.page": "p.strict",
     "s.runs": "p.catalog p.strict t.settings",
-    "s.train": "p.catalog p.files p.strict s.page s.runs t.registry t.settings",
+    "s.train": "p.catalog p.files p.strict t.registry t.settings s.page s.runs",
     "s.clips": "p.catalog p.files p.generate p.geometry p.models p.recipe p.strict s.runs",
     "s.compare": "p.catalog p.files p.geometry p.memory p.recipe p.strict s.clips s.page",
     "s.studio": "p.catalog p.recipe p.video s.clips s.compare s.page s.train",
     "s.api": "s.compare s.page s.studio",
     "s.run_page": "p.catalog p.recipe p.video s.compare s.page s.runs s.studio s.train",
     "s.models": "p.catalog p.recipe s.page s.run_page s.runs",
-    "s.data": "p.catalog p.geometry s.page s.run_page s.runs s.train t.sources",
-    "s.tabs": "p.catalog p.files p.memory p.recipe p.video s.compare s.data s.models s.page "
-    "s.run_page s.runs s.studio s.train t.mirror",
+    "s.data": "p.catalog p.geometry t.sources s.page s.run_page s.runs s.train",
+    "s.tabs": "p.catalog p.files p.memory p.recipe p.video t.mirror s.compare s.data s.models "
+    "s.page s.run_page s.runs s.studio s.train",
     "s.ui": "s.api s.page s.runs s.studio s.tabs",
 }
 # Free of torch as a whole, for the web process. The studio imports these and itself, and `s.clips`,

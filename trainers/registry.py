@@ -1,6 +1,6 @@
-"""The folder is the registry: every file in trainers/algorithms/ is a method of that name.
+"""The methods and rewards by name, and the configurations that name them.
 
-Every file in trainers/rewards/ is a reward.
+Every file in trainers/algorithms/ is a method, every file in trainers/rewards/ a reward.
 """
 
 import importlib
@@ -102,11 +102,11 @@ def build_config(tree: dict[str, Any]) -> TrainConfig[Any]:
     held_out = config.validation.held_out if config.validation else None
     for field, choice in (("reward", config.reward), ("validation.held_out", held_out)):
         if choice is not None:
-            _check_reward(field, choice)
+            _require_valid_reward(field, choice)
     return config
 
 
-def _check_reward(field: str, choice: "RewardChoice") -> None:
+def _require_valid_reward(field: str, choice: "RewardChoice") -> None:
     """ValueError naming the field, for an unknown reward and for settings that it does not have."""
     settings = reward_class(choice.kind).Config
     try:

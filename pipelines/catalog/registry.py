@@ -46,7 +46,8 @@ PRESETS = ROOT / "presets"
 STUDENTS = ROOT / "assets" / "students"
 KEPT = "models"  # below the runs folder: exports that were given a name and stay
 RUNS = Path(os.environ.get("STUDIO_RUNS") or ROOT / "runs")  # set by `app.py --runs`
-MODELS = Path(os.environ.get("STUDIO_MODELS") or ROOT / "models")  # where no folder is named
+_NAMED = os.environ.get("STUDIO_MODELS") or str(ROOT / "models")  # set by `app.py --models`
+MODELS = [Path(folder) for folder in _NAMED.split(os.pathsep)]  # where no folder is named
 MAX_DEPTH = 5  # of a model below a models folder
 
 
@@ -59,13 +60,13 @@ class Registry:
                 raise ValueError(
                     f"models folder {folder} does not exist; create it or correct --models"
                 )
-        self.model_dirs = tuple(model_dirs) or ((MODELS,) if MODELS.is_dir() else ())
+        self.model_dirs = tuple(model_dirs) or tuple(filter(Path.is_dir, MODELS))
         self.runs_dir = runs_dir
 
     @property
     def download_dir(self) -> Path:
         """Where downloaded models go; it may not be there yet."""
-        return self.model_dirs[0] if self.model_dirs else MODELS
+        return self.model_dirs[0] if self.model_dirs else MODELS[0]
 
     def presets(self) -> dict[str, ModelPreset]:
         """The models of presets/models/ by name, here or not; what ships comes first."""
@@ -201,35 +202,7 @@ class Registry:
             )
         except ValidationError as error:
             raise ValueError(explain(error)) from error
-        return self.resolve(recipe)
-
-    def resolve(self, recipe: Recipe) -> Recipe:
-        """The recipe with all fingerprints.
-
-        ValueError where a file is gone or has changed, or the model makes no videos of this size.
-        """
-        entry = self.entry(recipe.model)
-        if entry.folder is None or entry.missing:
-            raise ValueError(f"model {recipe.model} cannot be used: {entry.missing}")
-        geometry = entry.preset.geometry
-        if problem := geometry.problem(recipe.width, recipe.height, recipe.num_frames):
-            raise ValueError(problem)
-        adapters = tuple(
-            adapter.model_copy(
-                update={
-                    "fingerprint": _verify("adapter", [Path(adapter.path)], adapter.fingerprint)
-                }
-            )
-            for adapter in recipe.adapters
-        )
-        model_fingerprint = _verify("model", entry.weights, recipe.model_fingerprint)
-        image = recipe.image
-        if image is not None:
-            digest = _verify("image", [Path(image.path)], image.fingerprint)
-            image = image.model_copy(update={"fingerprint": digest})
-        return recipe.model_copy(
-            update={"adapters": adapters, "model_fingerprint": model_fingerprint, "image": image}
-        )
+        return resolved(recipe, entry)
 
     def _preset_entry(self, preset: ModelPreset) -> ModelEntry:
         folder = next(filter(is_model_folder, self._places(preset.source)), None)
@@ -265,6 +238,32 @@ def _how_to_get(preset: ModelPreset) -> str:
     return (
         f"{preset.source} is not here; run `python -m pipelines download {preset.name} "
         f"--models DIR`, or put it at DIR/{Path(preset.source).name}, and start with --models DIR"
+    )
+
+
+def resolved(recipe: Recipe, entry: ModelEntry) -> Recipe:
+    """The recipe with all fingerprints, its model's included.
+
+    ValueError where a file is gone or has changed, or the model makes no videos of this size.
+    """
+    if entry.folder is None or entry.missing:
+        raise ValueError(f"model {recipe.model} cannot be used: {entry.missing}")
+    geometry = entry.preset.geometry
+    if problem := geometry.problem(recipe.width, recipe.height, recipe.num_frames):
+        raise ValueError(problem)
+    adapters = tuple(
+        adapter.model_copy(
+            update={"fingerprint": _verify("adapter", [Path(adapter.path)], adapter.fingerprint)}
+        )
+        for adapter in recipe.adapters
+    )
+    model_fingerprint = _verify("model", entry.weights, recipe.model_fingerprint)
+    image = recipe.image
+    if image is not None:
+        digest = _verify("image", [Path(image.path)], image.fingerprint)
+        image = image.model_copy(update={"fingerprint": digest})
+    return recipe.model_copy(
+        update={"adapters": adapters, "model_fingerprint": model_fingerprint, "image": image}
     )
 
 

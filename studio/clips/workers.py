@@ -207,7 +207,8 @@ def _worker_store(data: Path) -> Store:
 def warm_up(place: WorkerSettings, device: str, model: str, memory: str) -> None:
     """Imports torch and loads `model`."""
     models = _resident_models(place, device)
-    models.components(models.registry.recipe(model, prompt="", memory=memory))
+    recipe = models.registry.recipe(model, prompt="", memory=memory)
+    models.components(recipe, models.registry.entry(model))
 
 
 def run_job(place: WorkerSettings, device: str, job_id: int) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from pipelines.catalog.registry import Registry
 from pipelines.geometry import Geometry
 from studio.runs.files import read_json, read_jsonl
 from studio.runs.listing import PREPARE, Run, is_name
@@ -45,8 +44,12 @@ class Preparing:
 
     def look(self, tree: Mapping[str, Any], within_sec: float = LOOK_SEC) -> Look:
         """Validates the settings and looks at the source, in a process that may die of it."""
+        registry = self.training.registry
+        missing = registry.entry(str(tree["model"])).missing
+        if missing is not None:
+            raise ValueError(f"model: {missing}")
         with ProcessPool(max_workers=1, context=get_context("spawn")) as pool:
-            future = pool.schedule(look, (self._for_run(tree), within_sec), timeout=TIMEOUT_SEC)
+            future = pool.schedule(look, (tree, registry, within_sec), timeout=TIMEOUT_SEC)
             try:
                 seen: Look = future.result()
             except TooLong as error:
@@ -63,16 +66,6 @@ class Preparing:
     def start(self, tree: Mapping[str, Any], devices: Sequence[str]) -> str:
         """Queues a preparation, first; returns its name. ValueError naming the field."""
         return self.supervisor.submit(self.look(tree, 0).config, devices, None, first=True)
-
-    def _for_run(self, tree: Mapping[str, Any]) -> dict[str, Any]:
-        """With the model as a process without this studio's models folders finds it."""
-        entry = self.training.registry.entry(str(tree["model"]))
-        if entry.missing is not None:
-            raise ValueError(f"model: {entry.missing}")
-        known = Registry().models().get(entry.preset.name)
-        if known is not None and known.missing is None:
-            return dict(tree)
-        return {**tree, "model": str(entry.own_folder)}
 
     def data_sets(self) -> list[DataSet]:
         """Living ones first, then the newest."""

@@ -31,7 +31,8 @@ def test_unipc_equals_the_stock_diffusers_pipeline(
     negative = "black square" if guidance_scale > 1 else None
     changes = {"num_inference_steps": 5, "guidance_scale": guidance_scale}
     recipe = registry.recipe("mini", messy, sampler=changes, negative_prompt=negative, seed=3)
-    components = models.components(recipe)
+    entry = models.registry.entry(recipe.model)
+    components = models.components(recipe, entry)
     ours = sample_video(recipe, components, components, Denoiser(components.transformer))
 
     pipeline = WanPipeline.from_pretrained(models_dir / "mini")
@@ -101,7 +102,9 @@ def test_recipes_share_the_model_the_embeddings_and_the_noise_they_agree_on(
     for index, recipe in enumerate(recipes):
         make(recipe, models, tmp_path / f"{index}.mp4")
     assert (models.num_loads, models.num_encodes) == (1, 2)  # the prompt and the empty prompt
-    inputs = [models.inputs(recipe, models.components(recipe)) for recipe in recipes]
+    entry = models.registry.entry(recipes[0].model)
+    components = models.components(recipes[0], entry)
+    inputs = [models.inputs(recipe, entry, components) for recipe in recipes]
     assert inputs[0].noise is inputs[1].noise is inputs[2].noise
     assert inputs[0].prompt.embeds is inputs[2].prompt.embeds
     assert inputs[0].negative_embeds is inputs[1].negative_embeds
@@ -257,5 +260,5 @@ def test_a_machine_without_room_keeps_the_model_used_last(models_dir: Path, tmp_
     registry = Registry([tmp_path])
     models = FullMachine(registry, "cpu")
     for name in ("one", "one", "two", "one"):
-        models.components(registry.recipe(name, PROMPT))
+        models.components(registry.recipe(name, PROMPT), registry.entry(name))
     assert models.num_loads == 3

@@ -141,7 +141,8 @@ def test_each_step_tells_what_it_takes_the_clean_latents_to_be(
     assert [e.phase for e in events if e.estimate is not None] == ["denoise"] * 3
     last = [estimate for estimate in estimates if estimate is not None][-1]
     # The last step lands on the estimate, so the VAE makes the clip of it.
-    shown = own.components(recipe).decode(last)[0].permute(0, 2, 3, 1).numpy()
+    components = own.components(recipe, registry.entry("mini"))
+    shown = components.decode(last)[0].permute(0, 2, 3, 1).numpy()
     assert abs(read_video(clip.path) - shown).mean() < 0.02
     recipe = models.registry.recipe("mini", "a red", sampler={"num_inference_steps": 1})
     *events, _ = generate(recipe, models, tmp_path / "clip.mp4")

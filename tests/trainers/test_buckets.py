@@ -117,7 +117,7 @@ BUCKETS = [
 
 def test_prompts_come_in_the_size_of_their_bucket_with_its_batch_size(prompt_tree) -> None:
     config = build_config(prompt_tree(buckets=BUCKETS))
-    codecs = Codecs(config, CPU)
+    codecs = Codecs(Registry().entry(config.model), CPU)
     source = build_data(config, codecs)
     seen = {(batch := source.batch(step, 0, 1)).latent_shape: len(batch.prompts) for step in (0, 1)}
     assert seen == {(16, 2, 2, 4): 2, (16, 1, 4, 6): 3}
@@ -127,7 +127,7 @@ def test_prompts_come_in_the_size_of_their_bucket_with_its_batch_size(prompt_tre
 
 def test_without_a_size_prompts_come_in_the_models_own(prompt_tree) -> None:
     config = build_config(prompt_tree())
-    batch = build_data(config, Codecs(config, CPU)).batch(0, 0, 1)
+    batch = build_data(config, Codecs(Registry().entry(config.model), CPU)).batch(0, 0, 1)
     assert batch.latent_shape == (16, 2, 4, 4)
 
 

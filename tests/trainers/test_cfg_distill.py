@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.catalog.registry import Registry
 from pipelines.recipe import SamplerSpec
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.flow import velocity_from_denoised
@@ -80,7 +81,7 @@ def test_each_sample_has_a_guidance_scale_of_its_own_from_the_whole_range() -> N
 def built(config, lora: dict[str, int] | None) -> dict[str, BuiltRole]:
     run = config("cfg_distill", algorithm={"student": {"lora": lora}, "ema": {"decay": 0.5}})
     torch.manual_seed(0)
-    return build_roles(run.algorithm, load_models(run))
+    return build_roles(run.algorithm, load_models(run, Registry()))
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["own weights", "lora"])

@@ -55,10 +55,11 @@ def test_a_clip_of_a_batch_is_the_clip_that_generate_makes(
     prompts = models.registry.prompts("shapes_test")[:3]
     recipes = clip_recipes(models.registry, "tiny-wan", prompts, [4, 5], own | SMALL)
     clips = sample_clips(recipes, models)
-    components = models.components(recipes[0])
+    entry = models.registry.entry(recipes[0].model)
+    components = models.components(recipes[0], entry)
     for recipe, latents, video in zip(recipes, clips.latents, clips.videos, strict=True):
         model = Denoiser(components.transformer)
-        *_, single = denoise(recipe, model, models.inputs(recipe, components))
+        *_, single = denoise(recipe, model, models.inputs(recipe, entry, components))
         assert model.num_forwards == clips.num_forwards == num_forwards
         torch.testing.assert_close(latents[None], single, atol=1e-4, rtol=1e-4)
         frames = components.decode(single)[0].permute(0, 2, 3, 1).numpy()
@@ -145,7 +146,8 @@ def test_clips_that_follow_their_prompts_score_higher_than_those_that_follow_oth
     teacher = models.registry.recipe("tiny-wan", "")
     clips = rendered_clips(captions[:16], (17, 64, 64), seed=2)
     video = torch.from_numpy(clips.videos).permute(0, 1, 4, 2, 3) / 255
-    clips = replace(clips, latents=models.components(teacher).encode(video))
+    components = models.components(teacher, models.registry.entry("tiny-wan"))
+    clips = replace(clips, latents=components.encode(video))
     swapped = replace(clips, captions=clips.captions[1:] + clips.captions[:1])
     assert adherence(clips, teacher, models) > 0.01
     assert adherence(swapped, teacher, models) < 0

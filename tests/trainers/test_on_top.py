@@ -43,8 +43,9 @@ def test_the_exported_lora_stands_on_the_student_and_both_make_the_trained_netwo
     found = {}
     for folder in (student, rewarded):
         recipe = models.registry.recipe(str(folder), "a red circle")
-        components = models.components(recipe)
-        models.adapt(recipe, components)
+        entry = models.registry.entry(recipe.model)
+        components = models.components(recipe, entry)
+        models.adapt(recipe, entry, components)
         found[folder] = velocity(Denoiser(components.transformer))
     trained, before = (velocity(run.roles[name].call) for name in ("student", "teacher"))
     close = {"atol": 2e-3, "rtol": 2e-2}  # exports are fp16

@@ -10,6 +10,7 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipelines.catalog.registry import Registry
 from pipelines.lora.apply import Lora as LoraWeights
 from pipelines.sampling.prompt import Prompt
 from tests.trainers.runs import trainer
@@ -262,4 +263,4 @@ def test_a_lora_that_changes_parameters_in_full_is_no_start_of_a_run(
     save_file({"diffusion_model.blocks.0.diff_m": torch.zeros(1, 6, 8)}, path)
     run = config("finetune", adapters=[{"path": str(path)}])
     with pytest.raises(ValueError, match=r"1 parameters in full, such as blocks\.0\.scale_shift"):
-        load_models(run)
+        load_models(run, Registry())

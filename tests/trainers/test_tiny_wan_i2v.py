@@ -57,8 +57,9 @@ def test_stock_diffusers_continues_the_image_to_the_same_frames(models: ModelCac
     photo = Path("assets/first-frames/00000.png")
     prompt = "a large red circle moving right on a navy background"
     recipe = models.registry.recipe("tiny-wan-i2v", prompt, image=photo, seed=4, **SMALL)
-    components = models.components(recipe)
-    condition = models.inputs(recipe, components).prompt.image
+    entry = models.registry.entry(recipe.model)
+    components = models.components(recipe, entry)
+    condition = models.inputs(recipe, entry, components).prompt.image
     model = Denoiser(components.transformer)
     ours = sample_video(recipe, components, components, model, condition)
 

@@ -14,13 +14,13 @@ and communication are not counted.
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
 from torch import Tensor, nn
 
-from pipelines.catalog.registry import ModelEntry, Registry
+from pipelines.catalog.registry import ModelEntry, ModelPreset, Registry
 from pipelines.files.disk import read_json
 from pipelines.formats.parts import transformer_settings
 from trainers.estimate.costs import (
@@ -44,22 +44,23 @@ from trainers.settings.run import TrainConfig
 H100_FLOPS = 0.4 * 989e12  # a second: 40 % of the bf16 peak in its data sheet, an assumption
 
 
-def estimate(config: TrainConfig[Any]) -> str:
+def estimate(config: TrainConfig[Any], registry: Registry) -> str:
     """The estimate as text. ValueError where a model or its architecture is unknown."""
+    preset = registry.entry(config.model).preset
     with torch.device("meta"):
-        models = load_models(config, _skeleton)
+        models = load_models(config, registry, _skeleton)
     if algorithm_class(config.method).component == "vae":
         roles = build_roles(config.algorithm, models)
         return "\n".join([*_parameters(roles), "memory and time: for transformers only"])
-    runs = count_runs(config, stand_ins(models))
-    shape, batch_size = _largest_batch(config)
+    runs = count_runs(config, stand_ins(models), preset.sampler)
+    shape, batch_size = _largest_batch(config, preset)
     with torch.device("meta"):
         roles = build_roles(config.algorithm, models)
     for transformer, own in transformers_of(roles.values()):
         if config.precision == "bf16":
             store_frozen_in_bf16(transformer, own)
     costs = {name: block_cost(roles[name], shape, batch_size, config.precision) for name in runs}
-    speed = measured_flops(config, cast(WanTransformer3DModel, roles["student"].network))
+    speed = measured_flops(config, roles["student"].transformer)
     size = f"latents {'x'.join(map(str, shape))}, batch {batch_size}, {_num_ranks(config)} rank(s)"
     return "\n".join(
         [
@@ -86,12 +87,12 @@ def _skeleton(entry: ModelEntry, component: str) -> ModelMixin:
     return WanTransformer3DModel.from_config(architecture)
 
 
-def _largest_batch(config: TrainConfig[Any]) -> tuple[tuple[int, int, int], int]:
+def _largest_batch(config: TrainConfig[Any], own: ModelPreset) -> tuple[tuple[int, int, int], int]:
     """Latents (F, H, W) and samples of the largest micro-batch.
 
     Videos that are prepared are taken to have the model's own size.
     """
-    own, data = Registry().entry(config.model).preset, config.data
+    data = config.data
     assert data.source != "shapes"  # for the autoencoder
     sizes = [(own.width, own.height, own.num_frames, data.batch_size)]
     if isinstance(data, PromptData):

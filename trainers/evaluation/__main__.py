@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; exits 1 where the autoencoder misses its bounds, 2 on bad input."""
     options = _parser().parse_args(arguments)
     try:
-        code: int = options.run(options)
+        code: int = options.run(options, ModelCache(Registry(), "cpu"))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -122,16 +122,14 @@ def _captions(seeds: list[int]) -> argparse.ArgumentParser:
     return captions
 
 
-def _students(options: argparse.Namespace) -> int:
-    models = ModelCache(Registry(), "cpu")
+def _students(options: argparse.Namespace, models: ModelCache) -> int:
     teacher = _recipes(models, tables.TEACHER, options, tables.TEACHER_SAMPLING)
     students = {n: _recipes(models, n, options, _sampling(options)) for n in options.names}
     rows = tables.student_rows(models, teacher, students, _cache(options))
     return _finish(rows, tables.STUDENT_COLUMNS, options)
 
 
-def _sizes(options: argparse.Namespace) -> int:
-    models = ModelCache(Registry(), "cpu")
+def _sizes(options: argparse.Namespace, models: ModelCache) -> int:
     rounds = []
     for text in options.sizes:
         width, height = read_size(text, "sizes")
@@ -144,8 +142,7 @@ def _sizes(options: argparse.Namespace) -> int:
     return _finish(rows, tables.SIZE_COLUMNS, options)
 
 
-def _guidance(options: argparse.Namespace) -> int:
-    models = ModelCache(Registry(), "cpu")
+def _guidance(options: argparse.Namespace, models: ModelCache) -> int:
     sweep = [
         _recipes(models, options.name, options, {"sampler": {"guidance_scale": scale}})
         for scale in options.scales
@@ -155,16 +152,14 @@ def _guidance(options: argparse.Namespace) -> int:
     return _finish(rows, tables.GUIDANCE_COLUMNS, options)
 
 
-def _images(options: argparse.Namespace) -> int:
-    models = ModelCache(Registry(), "cpu")
+def _images(options: argparse.Namespace, models: ModelCache) -> int:
     sweep = [_recipes(models, name, options, _sampling(options)) for name in options.names]
     folder = options.out.parent / "first-frames"
     rows = continuation_rows(models, sweep, folder, tables.RENDERED_SEED)
     return _finish(rows, tables.IMAGE_COLUMNS, options)
 
 
-def _lora_alpha(options: argparse.Namespace) -> int:
-    models = ModelCache(Registry(), "cpu")
+def _lora_alpha(options: argparse.Namespace, models: ModelCache) -> int:
     entry = models.registry.entry(options.name)
     if entry.own_folder is None or not entry.adapters:
         raise ValueError(f"name: {options.name} is no student with a LoRA")
@@ -183,15 +178,14 @@ def _lora_alpha(options: argparse.Namespace) -> int:
     return _finish(rows, tables.LORA_ALPHA_COLUMNS, options)
 
 
-def _prompts(options: argparse.Namespace) -> int:
-    models = ModelCache(Registry(), "cpu")
+def _prompts(options: argparse.Namespace, models: ModelCache) -> int:
     recipes = _recipes(models, options.model, options, _sampling(options))
     print(json.dumps(summarise(judge(recipes, models)), indent=2))
     return 0
 
 
-def _autoencoder(options: argparse.Namespace) -> int:
-    entry = Registry().entry(options.model)
+def _autoencoder(options: argparse.Namespace, models: ModelCache) -> int:
+    entry = models.registry.entry(options.model)
     if entry.folder is None:
         raise ValueError(f"model: {entry.missing}")
     own = entry.preset

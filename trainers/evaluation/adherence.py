@@ -29,8 +29,9 @@ BATCH_SIZE = 64
 @torch.no_grad()
 def adherence(clips: Clips, teacher: Recipe, models: ModelCache) -> float:
     """The prompt's mean advantage over the empty prompt, per element; about 0 if not followed."""
-    components = models.components(teacher)
-    models.adapt(teacher, components)
+    entry = models.registry.entry(teacher.model)
+    components = models.components(teacher, entry)
+    models.adapt(teacher, entry, components)
     model = Denoiser(components.transformer)
     generator = torch.Generator().manual_seed(NOISE_SEED)
     empty = components.encode_prompt([""])

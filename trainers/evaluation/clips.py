@@ -69,14 +69,15 @@ def sample_clips(recipes: Sequence[Recipe], models: ModelCache) -> Clips:
 
     The recipes belong to one model and agree on size and length.
     """
-    components = models.components(recipes[0])
-    models.adapt(recipes[0], components)
+    entry = models.registry.entry(recipes[0].model)
+    components = models.components(recipes[0], entry)
+    models.adapt(recipes[0], entry, components)
     model = Denoiser(components.transformer)
     require_guidance_fits(model, recipes[0].sampler)
     batches = [list(b) for _, b in itertools.groupby(recipes, _without_prompt)]
     latents, denoise_sec = [], 0.0
     for batch in batches:
-        inputs = _shared_inputs([models.inputs(recipe, components) for recipe in batch])
+        inputs = _shared_inputs([models.inputs(recipe, entry, components) for recipe in batch])
         began = time.perf_counter()
         *_, denoised = denoise(batch[0], model, inputs)
         latents.append(denoised.cpu())

@@ -66,7 +66,7 @@ def psnr_db(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
 @torch.no_grad()
 def round_trip(rendered: Clips, recipe: Recipe, models: ModelCache) -> Clips:
     """The autoencoder's copies of rendered clips: the best that a model of its latents can do."""
-    components = models.components(recipe)
+    components = models.components(recipe, models.registry.entry(recipe.model))
     videos = torch.from_numpy(rendered.videos).permute(0, 1, 4, 2, 3)
     latents = [components.encode(batch / 255).cpu() for batch in videos.split(ENCODE_BATCH)]
     copies = decode(torch.cat(latents), components)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipelines.catalog.entries import ModelEntry
 from pipelines.files.disk import fingerprint
 from pipelines.files.layouts import text_encoder_path, tokenizer_path, vae_path
 from pipelines.models.loading import pick_device
@@ -30,9 +31,8 @@ def local_device(name: str | None) -> str:
 class Encoder:
     """One model's encoders at work. `settings` are complete; ValueError where it is not here."""
 
-    def __init__(self, settings: PrepareSettings, device: str):
-        self.settings, self.codecs = settings, Codecs(settings, device)
-        self.preset = self.codecs.entry.preset
+    def __init__(self, settings: PrepareSettings, entry: ModelEntry, device: str):
+        self.settings, self.codecs, self.preset = settings, Codecs(entry, device), entry.preset
 
     def identity(self) -> dict[str, str]:
         """What changes when other weights would encode otherwise."""

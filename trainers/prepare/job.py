@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from pipelines.files.disk import atomic_path
 from trainers.data import prepared
 from trainers.data.prepared import PreparedSample
-from trainers.prepare.encode import Encoder, local_device
+from trainers.prepare.encode import Encoder
 from trainers.prepare.show import write_previews
 from trainers.run.log import Tracker
 from trainers.settings.prepare import PrepareConfig
@@ -87,10 +87,9 @@ class Preparation:
     """One source on its way into one folder, as one rank sees it."""
 
     def __init__(
-        self, config: PrepareConfig, items: Sequence[Item], out: Path, device: str | None = None
-    ):
-        self.config, self.items, self.out = config, items, out
-        self.encoder = Encoder(config, local_device(device))
+        self, config: PrepareConfig, items: Sequence[Item], encoder: Encoder, out: Path
+    ) -> None:
+        self.config, self.items, self.encoder, self.out = config, items, encoder, out
         self.rank = int(os.environ.get("RANK", "0"))
         self.num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
         num_together = MAX_PER_SHARD // (config.clips_per_video or 1)

@@ -65,7 +65,7 @@ def _append(path: Path, record: Mapping[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def refuse_other_run(run_dir: Path, config: TrainConfig[Any]) -> None:
+def require_same_run(run_dir: Path, config: TrainConfig[Any]) -> None:
     """ValueError where the directory holds a run that this configuration would not continue."""
     path = run_dir / "config.yaml"
     if not path.is_file():
@@ -92,7 +92,7 @@ MAX_IN_A_ROW = 20
 
 
 class SkippedSteps:
-    """The count of each trained role since the run was started."""
+    """Counts the steps that each trained role skipped because its gradient was not finite."""
 
     def __init__(self, roles: Iterable[str], tracker: Tracker, ranks: Ranks):
         self.tracker, self.ranks = tracker, ranks
