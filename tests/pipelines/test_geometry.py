@@ -115,8 +115,9 @@ def test_a_recipe_keeps_to_its_models_geometry_and_a_student_to_its_bases(coarse
 def test_a_model_of_another_geometry_makes_a_clip(coarse: Path, tmp_path: Path) -> None:
     models = ModelCache(Registry([coarse]), "cpu")
     recipe = models.registry.recipe("coarse", "a red circle")
-    components = models.components(recipe)
-    assert models.inputs(recipe, components).noise.shape == (1, 48, 2, 6, 4)
+    entry = models.registry.entry(recipe.model)
+    components = models.components(recipe, entry)
+    assert models.inputs(recipe, entry, components).noise.shape == (1, 48, 2, 6, 4)
     assert sizes(components, recipe).num_tokens == 2 * 3 * 2
     *_, clip = generate(recipe, models, tmp_path / "clip.mp4")
     assert isinstance(clip, Clip)

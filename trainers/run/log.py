@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipelines.strict import explain
 from trainers.ranks.ranks import Ranks, from_all_ranks
+from trainers.settings.earlier import in_todays_words
 from trainers.settings.run import TrainConfig
 
 WHAT_MAKES_A_RUN = (
@@ -70,7 +71,8 @@ def require_same_run(run_dir: Path, config: TrainConfig[Any]) -> None:
     path = run_dir / "config.yaml"
     if not path.is_file():
         return
-    earlier, now = yaml.safe_load(path.read_text()), config.model_dump(mode="json")
+    earlier = in_todays_words(yaml.safe_load(path.read_text()))
+    now = config.model_dump(mode="json")
     kept = {name: earlier[name] for name in WHAT_MAKES_A_RUN if name in earlier}
     changed = "method"
     if kept.get("method") == config.method:
