@@ -287,3 +287,19 @@ def test_every_preset_says_where_it_comes_from_and_stands_on_a_preset_that_is_wh
 
 
 I2V = "tiny-wan-i2v"  # its base brings the VAE and the text encoder only
+
+
+def test_models_folders_are_those_of_the_environment_where_none_is_named(
+    own_models: Path, tmp_path: Path
+) -> None:
+    folders = os.pathsep.join(map(str, (tmp_path / "absent", own_models)))
+    code = "from pipelines.catalog.registry import Registry as R; r = R(); "
+    code += "print(*r.model_dirs, r.download_dir, r.entry('mini').folder)"
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"STUDIO_MODELS": folders},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.split() == [str(own_models), str(own_models), str(own_models / "mini")]
