@@ -102,6 +102,8 @@ def serve(arguments: argparse.Namespace) -> None:
             ) from error
     if arguments.runs is not None:  # workers and runs find each other's exports there, too
         os.environ["STUDIO_RUNS"] = str(arguments.runs.resolve())
+    if models:  # and runs find these
+        os.environ["STUDIO_MODELS"] = os.pathsep.join(map(str, models))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(data / "cache")
     os.chdir(data)  # so that links to clips are relative and do not tell where the folder lies

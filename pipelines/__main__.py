@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -27,7 +27,8 @@ from pipelines.commands.import_lightx2v import add_lightx2v_command
 from pipelines.commands.lora import add_lora_commands, parse_adapter
 from pipelines.files.layouts import Layout
 from pipelines.files.preview_decoder import check_preview_decoder
-from pipelines.recipe import SamplerName
+from pipelines.geometry import read_size
+from pipelines.recipe import SETTINGS, SamplerSpec
 from pipelines.strict import explain
 from pipelines.video import read_recipe
 
@@ -102,11 +103,11 @@ def _add_generate_command(commands: Any, folders: argparse.ArgumentParser) -> No
     )  # fmt: skip
     own = make.add_argument_group("left out, these are the checkpoint's own")
     own.add_argument("--negative-prompt")
-    own.add_argument("--steps", type=int)
-    own.add_argument("--shift", type=float)
-    own.add_argument("--guidance", type=float)
-    own.add_argument("--sampler", choices=get_args(SamplerName))
-    own.add_argument("--sigmas", help="noise levels before the shift: 1.0,0.75,0.5,0.25")
+    for word, name in SETTINGS.items():
+        field = SamplerSpec.model_fields[name]
+        kind = field.annotation if field.annotation in (int, float) else str
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
+        own.add_argument(f"--{word}", type=kind, choices=choices, help=field.description)
     own.add_argument("--size", metavar="WIDTHxHEIGHT")
     own.add_argument("--frames", type=int, help="4n+1")
     own.add_argument("--fps", type=int)
@@ -119,7 +120,7 @@ def _generate(options: argparse.Namespace) -> None:
     registry = Registry(options.models)
     if options.lora_alpha is not None and not options.lora:
         raise ValueError("lora_alpha is given without a LoRA; add --lora PATH or leave it out")
-    width, height = _size(options.size)
+    width, height = read_size(options.size) if options.size is not None else (None, None)
     recipe = registry.recipe(
         options.model,
         options.prompt,
@@ -127,11 +128,10 @@ def _generate(options: argparse.Namespace) -> None:
         adapters=[parse_adapter(text, options.lora_alpha) for text in options.lora],
         seed=options.seed,
         memory=options.memory,
-        steps=options.steps,
-        flow_shift=options.shift,
-        guidance_scale=options.guidance,
-        sampler=options.sampler,
-        sigmas=_sigmas(options.sigmas),
+        sampler={
+            **{name: getattr(options, word) for word, name in SETTINGS.items()},
+            "sigmas": _sigmas(options.sigmas),
+        },
         width=width,
         height=height,
         num_frames=options.frames,
@@ -166,15 +166,6 @@ def _report(clip: "Clip") -> None:
         f"denoise {clip.denoise_sec:.2f} s, decode {clip.decode_sec:.2f} s, "
         f"total {clip.total_sec:.2f} s, {clip.num_forwards} forwards"
     )
-
-
-def _size(text: str | None) -> tuple[int | None, int | None]:
-    if text is None:
-        return None, None
-    width, separator, height = text.partition("x")
-    if not (separator and width.isdecimal() and height.isdecimal()):
-        raise ValueError(f"size is {text!r} but must be WIDTHxHEIGHT, for example 832x480")
-    return int(width), int(height)
 
 
 def _sigmas(text: str | None) -> list[float] | None:

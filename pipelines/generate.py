@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from pipelines.catalog.entries import image_problem
-from pipelines.catalog.registry import Registry
+from pipelines.catalog.registry import ModelEntry, resolved
 from pipelines.files.disk import atomic_path
 from pipelines.model_cache import Inputs, ModelCache, seeded_noise
 from pipelines.models.codecs import PromptEncoder, VideoCodec
 from pipelines.models.preview import PreviewDecoder, has_wan_latents, require_wan_latents
 from pipelines.recipe import Recipe
-from pipelines.sampling.denoiser import Denoiser, DenoiserCall, conditioned
+from pipelines.sampling.denoiser import Denoiser, DenoiserCall
 from pipelines.sampling.first_frame import ImageCondition
-from pipelines.sampling.guidance import check_guidance, guide
+from pipelines.sampling.guidance import guide, require_guidance_fits
+from pipelines.sampling.prompt import Prompt
 from pipelines.sampling.samplers import sample
 from pipelines.video import write_poster, write_video
 
@@ -97,19 +98,20 @@ def generate(
     cancels; `out` is either whole or not there. ValueError for what cannot work.
     """
     clock = Clock()
-    recipe = _checked(recipe, models.registry, out)
+    entry = models.registry.entry(recipe.model)
+    recipe = _checked(recipe, entry, out)
     yield Progress("load", 0, 1)
-    components = models.components(recipe)
+    components = models.components(recipe, entry)
     if preview is not None:
         require_wan_latents(components, recipe.model)
     placement = models.placement(components)
-    notes = (*components.notes, *models.adapt(recipe, components), *placement.notes())
+    notes = (*components.notes, *models.adapt(recipe, entry, components), *placement.notes())
     model = Denoiser(components.transformer)
-    check_guidance(model, recipe.sampler)
+    require_guidance_fits(model, recipe.sampler)
     notes += components.prompt_notes(recipe.prompt)
     load_sec = clock.lap()
     yield Progress("encode", 0, 1)
-    inputs = models.inputs(recipe, components)
+    inputs = models.inputs(recipe, entry, components)
     encode_sec = clock.lap()
 
     shows_estimate = has_wan_latents(components)
@@ -156,16 +158,16 @@ def _denoise_steps(
     return latents, step_ends_sec
 
 
-def _checked(recipe: Recipe, registry: Registry, out: Path) -> Recipe:
+def _checked(recipe: Recipe, entry: ModelEntry, out: Path) -> Recipe:
     """The recipe with fingerprints. ValueError where it cannot work or `out` is no place."""
     if problem := recipe.sampler.problem():
         raise ValueError(problem)
     if out.suffix != ".mp4" or out.is_dir():
         raise ValueError(f"out is {str(out)!r} but must be the name of an .mp4 file")
-    resolved = registry.resolve(recipe)
-    if problem := image_problem(registry.entry(recipe.model).preset, resolved):
+    recipe = resolved(recipe, entry)
+    if problem := image_problem(entry.preset, recipe):
         raise ValueError(problem)
-    return resolved
+    return recipe
 
 
 def denoise(
@@ -175,14 +177,14 @@ def denoise(
 
     `watch` is given each estimate of the clean latents, which a sampler only walks towards.
     """
-    device = inputs.prompt_embeds.device
+    device = inputs.prompt.embeds.device
     generator = torch.Generator()
     generator.set_state(inputs.generator_state)
     spec, noise = recipe.sampler, inputs.noise.to(device)
-    guided = guide(conditioned(model, inputs.condition), spec, inputs.negative_prompt_embeds)
+    guided = guide(model, spec, inputs.negative_embeds)
     if watch is not None:
         guided = _watched(guided, watch)
-    steps = sample(spec, guided, noise, inputs.prompt_embeds, generator)
+    steps = sample(spec, guided, noise, inputs.prompt, generator)
     while True:
         with torch.no_grad():  # not around the yield: there it would leak into the caller
             latents = next(steps, None)
@@ -192,8 +194,8 @@ def denoise(
 
 
 def _watched(model: DenoiserCall, watch: Callable[[Tensor], None]) -> DenoiserCall:
-    def call(noisy_latents: Tensor, sigma: Tensor, prompt_embeds: Tensor) -> Tensor:
-        denoised = model(noisy_latents, sigma, prompt_embeds)
+    def call(noisy_latents: Tensor, sigma: Tensor, prompt: Prompt) -> Tensor:
+        denoised = model(noisy_latents, sigma, prompt)
         watch(denoised)
         return denoised
 
@@ -205,16 +207,16 @@ def sample_video(
     prompts: PromptEncoder,
     codec: VideoCodec,
     model: Denoiser,
-    condition: ImageCondition | None = None,
+    image: ImageCondition | None = None,
 ) -> Tensor:
     """The recipe's video from a model in training, [1, F, 3, H, W] fp32 in [0, 1].
 
-    `recipe.adapters` is not read: `model` has them already; `condition` is of `recipe.image`.
+    `recipe.adapters` is not read: `model` has them already; `image` is that of `recipe.image`.
     """
     negative = None
     if recipe.sampler.reads_negative_prompt:
         negative = prompts.encode_prompt([recipe.negative_prompt])
-    embeds = prompts.encode_prompt([recipe.prompt])
-    inputs = Inputs(*seeded_noise(recipe, codec), embeds, negative, condition)
+    prompt = Prompt(prompts.encode_prompt([recipe.prompt]), image=image)
+    inputs = Inputs(*seeded_noise(recipe, codec), prompt, negative)
     *_, latents = denoise(recipe, model, inputs)
     return codec.decode(latents)

@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from pipelines.catalog.registry import Registry
+from pipelines.catalog.registry import ModelEntry, Registry
 from pipelines.files.disk import joint_fingerprint
 from pipelines.files.layouts import weight_bytes
 from pipelines.lora.apply import apply_adapters
@@ -22,6 +22,7 @@ from pipelines.models.loading import Components, best_dtype, load_components
 from pipelines.models.placement import Placement, require_no_adapters
 from pipelines.recipe import Adapter, Recipe
 from pipelines.sampling.first_frame import ImageCondition
+from pipelines.sampling.prompt import Prompt
 from pipelines.sampling.samplers import draw_noise
 
 MAX_PROMPTS = 64  # kept encoded; 4 MB each for Wan2.1
@@ -32,17 +33,16 @@ MEMORY_MARGIN = 1.3  # free memory a model needs, times its weights
 
 @dataclass(frozen=True)
 class Inputs:
-    """What enters the denoising of one video: noise [1, C, F, H, W] and embeddings [1, L, D].
+    """What enters the denoising of one video: noise [1, C, F, H, W] and what it is to show.
 
-    `generator_state` follows the noise; `negative_prompt_embeds` is None where no forward reads it,
-    `condition` where the model continues no image.
+    `generator_state` follows the noise; negative_embeds [1, L, D] is None where no forward reads
+    it.
     """
 
     noise: Tensor
     generator_state: Tensor
-    prompt_embeds: Tensor
-    negative_prompt_embeds: Tensor | None
-    condition: ImageCondition | None = None
+    prompt: Prompt
+    negative_embeds: Tensor | None
 
 
 class ModelCache:
@@ -63,12 +63,11 @@ class ModelCache:
         self._noises: Recent[tuple[Tensor, Tensor]] = Recent(MAX_NOISES)
         self._conditions: Recent[ImageCondition] = Recent(MAX_IMAGES)
 
-    def components(self, recipe: Recipe) -> Components:
+    def components(self, recipe: Recipe, entry: ModelEntry) -> Components:
         """The networks of a resolved recipe, loaded at most once while memory lasts.
 
-        LoRAs, a student's own included, are applied by `adapt`.
+        `entry` is the recipe's model. LoRAs, a student's own included, are applied by `adapt`.
         """
-        entry = self.registry.entry(recipe.model)
         assert entry.folder is not None
         memory = parse_memory(recipe.memory)
         require_no_adapters(memory, len(entry.adapters) + len(recipe.adapters))
@@ -87,6 +86,7 @@ class ModelCache:
                 device,
                 best_dtype(self.device),
                 transformer=entry.transformer,
+                geometry=entry.preset.geometry,
             )
             self._bases[key] = Placement(loaded, self.device, recipe)
             self.num_loads += 1
@@ -97,27 +97,30 @@ class ModelCache:
         """How these networks lie in memory."""
         return next(held for held in self._bases.values() if held.components is components)
 
-    def adapt(self, recipe: Recipe, components: Components) -> tuple[str, ...]:
+    def adapt(self, recipe: Recipe, entry: ModelEntry, components: Components) -> tuple[str, ...]:
         """Makes exactly the student's own LoRA and the recipe's active; returns notes."""
-        own = [Adapter(path=str(path)) for path in self.registry.entry(recipe.model).adapters]
+        own = [Adapter(path=str(path)) for path in entry.adapters]
         notes = apply_adapters(components.transformer, (*own, *recipe.adapters))
         self.placement(components).settle()
         return notes
 
-    def inputs(self, recipe: Recipe, components: Components) -> Inputs:
+    def inputs(self, recipe: Recipe, entry: ModelEntry, components: Components) -> Inputs:
         """The recipe's noise, embeddings and image, the same tensors for all recipes that agree."""
         noise, state = self._noises.get(
-            (recipe.seed, components.num_latent_channels, recipe.latent_shape),
+            (recipe.seed, recipe.latent_shape(components.geometry)),
             lambda: seeded_noise(recipe, components),
         )
         negative = None
         if recipe.sampler.reads_negative_prompt:
             negative = self._encode(components, recipe.negative_prompt)
         embeds = self._encode(components, recipe.prompt)
-        return Inputs(noise, state, embeds, negative, self._condition(components, recipe))
+        prompt = Prompt(embeds, image=self._condition(recipe, entry, components))
+        return Inputs(noise, state, prompt, negative)
 
-    def _condition(self, components: Components, recipe: Recipe) -> ImageCondition | None:
-        entry, image = self.registry.entry(recipe.model), recipe.image
+    def _condition(
+        self, recipe: Recipe, entry: ModelEntry, components: Components
+    ) -> ImageCondition | None:
+        image = recipe.image
         if image is None:
             return None
         assert entry.folder is not None
@@ -158,7 +161,7 @@ class ModelCache:
 def seeded_noise(recipe: Recipe, codec: VideoCodec) -> tuple[Tensor, Tensor]:
     """The seed's noise [1, C, F, H, W], and the generator's state after it, where LCM goes on."""
     generator = torch.Generator().manual_seed(recipe.seed)
-    noise = draw_noise((1, codec.num_latent_channels, *recipe.latent_shape), generator)
+    noise = draw_noise((1, *recipe.latent_shape(codec.geometry)), generator)
     return noise, generator.get_state()
 
 

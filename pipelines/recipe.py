@@ -10,32 +10,46 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipelines.geometry import SPATIAL_MULTIPLE, TEMPORAL_STRIDE
+from pipelines.geometry import WAN21, Geometry
 from pipelines.strict import Strict
 
 SamplerName = Literal["unipc", "euler", "lcm"]
+SOLVERS: dict[SamplerName, str] = {"unipc": "UniPC", "euler": "Euler", "lcm": "LCM"}  # for people
 GuidanceMode = Literal["two_pass", "embedded", "off"]
 ImagePreprocessing = Literal["diffusers", "native"]
 
 
 class SamplerSpec(Strict):
-    """How a checkpoint wants to be sampled; travels with the weights as `sampler.json`."""
+    """How a checkpoint wants to be sampled; travels with the weights as `sampler.json`.
+
+    What has a title is for users to set: it is the label in Compare, and the option's name.
+    """
 
     name: SamplerName = Field(
-        "unipc", description="Solver: UniPC, Euler, or LCM (re-noise after each step)."
+        "unipc",
+        title="Sampler",
+        description="Solver: UniPC, Euler, or LCM (re-noise after each step).",
     )
-    num_inference_steps: int = Field(50, ge=1, le=1000, description="Steps from noise to video.")
+    num_inference_steps: int = Field(
+        50, title="Steps", ge=1, le=1000, description="Steps from noise to video."
+    )
     flow_shift: float = Field(
-        5.0, gt=0, le=100, description="Moves steps toward high noise; larger for larger videos."
+        5.0,
+        title="Shift",
+        gt=0,
+        le=100,
+        description="Moves steps toward high noise; larger for larger videos.",
     )
     guidance_scale: float = Field(
         5.0,
+        title="Guidance",
         ge=0,
         le=30,
         description="How hard the prompt pulls. 1 or less: one forward a step, no negative prompt.",
     )
     sigmas: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = Field(
         None,
+        title="Sigmas",
         description="Noise levels before the shift, descending from 1; replaces the even grid.",
     )
     guidance_mode: GuidanceMode = Field(
@@ -92,6 +106,12 @@ class SamplerSpec(Strict):
         return None
 
 
+# What users may set of a sampler, by the word of its option: `--steps` is `num_inference_steps`.
+SETTINGS = {
+    field.title.lower(): name for name, field in SamplerSpec.model_fields.items() if field.title
+}
+
+
 class Adapter(Strict):
     """One LoRA on the base model. The weight change is strength * (lora_alpha / rank) * B @ A."""
 
@@ -128,24 +148,23 @@ class Recipe(Strict):
     image: FirstFrame | None = Field(None, description="For image-to-video models, and only those.")
     negative_prompt: str = Field("", description="What to avoid; read only with guidance above 1.")
     seed: int = Field(0, ge=0, le=2**63 - 1)
-    width: int = Field(832, ge=SPATIAL_MULTIPLE, le=4096, description="Pixels, a multiple of 16.")
-    height: int = Field(480, ge=SPATIAL_MULTIPLE, le=4096, description="Pixels, a multiple of 16.")
-    num_frames: int = Field(81, ge=1, le=1025, description="4n+1 frames.")
+    width: int = Field(
+        832, ge=WAN21.size_multiple, le=4096, description="Pixels, a multiple of 16."
+    )
+    height: int = Field(
+        480, ge=WAN21.size_multiple, le=4096, description="Pixels, a multiple of 16."
+    )
+    num_frames: int = Field(81, title="Frames", ge=1, le=1025, description="4n+1 frames.")
     fps: int = Field(16, ge=1, le=120)
     memory: str = Field(
         "plain", description="How the model lay in memory: plain, fit, or NAME=VALUE,..."
     )
 
     @model_validator(mode="after")
-    def _geometry(self) -> Self:
-        for field in ("width", "height"):
-            size = getattr(self, field)
-            if size % SPATIAL_MULTIPLE:
-                nearest = max(round(size / SPATIAL_MULTIPLE), 1) * SPATIAL_MULTIPLE
-                raise ValueError(f"{field} is {size} but must be a multiple of 16; try {nearest}")
-        if self.num_frames % TEMPORAL_STRIDE != 1:
-            nearest = max(round((self.num_frames - 1) / TEMPORAL_STRIDE), 0) * TEMPORAL_STRIDE + 1
-            raise ValueError(f"num_frames is {self.num_frames} but must be 4n+1; try {nearest}")
+    def _size_of_any_model(self) -> Self:
+        """Wan2.1's rule holds for all; the registry asks the model itself for more."""
+        if problem := WAN21.problem(self.width, self.height, self.num_frames):
+            raise ValueError(problem)
         return self
 
     @property
@@ -153,10 +172,13 @@ class Recipe(Strict):
         """Transformer forwards the whole denoising costs."""
         return self.sampler.num_inference_steps * self.sampler.forwards_per_step
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Latent (frames, height, width) of the video."""
-        return (self.num_frames - 1) // TEMPORAL_STRIDE + 1, self.height // 8, self.width // 8
+    def latent_shape(self, geometry: Geometry) -> tuple[int, int, int, int]:
+        """(C, F, H, W) of the video's latents in a model of this geometry."""
+        return geometry.latent_shape(self.width, self.height, self.num_frames)
+
+    def num_tokens(self, geometry: Geometry) -> int:
+        """Tokens of the video in a transformer of this geometry."""
+        return geometry.num_tokens(self.width, self.height, self.num_frames)
 
     def to_json(self) -> str:
         """One line of JSON, keys sorted: the text that goes into the mp4 and under the hash.

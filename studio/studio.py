@@ -1,4 +1,4 @@
-"""What the studio can do, apart from drawing: submit, watch, cancel, export.
+"""`Studio`, what page and API call to work with clips: submit, watch, cancel, export.
 
 Every method that makes something refuses in a studio for viewers, so no event handler, server
 function or raw HTTP request can get round the interface.
@@ -27,7 +27,7 @@ EXPORT_SUFFIXES = (".mp4", ".gif")
 
 
 class Studio:
-    """One data folder, one registry. Without `viewer` it may also make clips."""
+    """The clips of a data folder and the models of a registry; makes clips unless `viewer`."""
 
     def __init__(self, data: Path, registry: Registry, viewer: bool, memory: str = "plain"):
         self.data = data

@@ -77,14 +77,14 @@ def _chromium() -> str | None:
 def bench_switch(folder: Path) -> list[tuple[str, str]]:
     """Another LoRA on a resident base, against loading the base again."""
     registry = Registry()
-    recipe = registry.recipe("tiny-wan", PROMPT)
+    recipe, entry = registry.recipe("tiny-wan", PROMPT), registry.entry("tiny-wan")
     models = ModelCache(registry, "cpu")
-    transformer = models.components(recipe).transformer
+    transformer = models.components(recipe, entry).transformer
     adapters = [_random_lora(transformer, folder / f"{n}.safetensors") for n in range(2)]
     for adapter in adapters:  # read from disk once
         apply_adapters(transformer, [adapter])
     switch_sec = seconds(lambda: [apply_adapters(transformer, [a]) for a in adapters]) / 2
-    cold_sec = seconds(lambda: ModelCache(registry, "cpu").components(recipe))
+    cold_sec = seconds(lambda: ModelCache(registry, "cpu").components(recipe, entry))
     return [
         ("variant switch (LoRA on a resident base)", f"{switch_sec * 1000:.1f} ms"),
         ("loading from scratch", f"{cold_sec * 1000:.0f} ms"),
@@ -106,8 +106,10 @@ def bench_steps(folder: Path) -> list[tuple[str, str]]:
     """30 steps with guidance against 4 steps without."""
     registry = Registry()
     models = ModelCache(registry, "cpu")
-    many = registry.recipe("tiny-wan", PROMPT, steps=30)
-    few = registry.recipe("tiny-wan", PROMPT, steps=4, guidance_scale=1.0)
+    many = registry.recipe("tiny-wan", PROMPT, sampler={"num_inference_steps": 30})
+    few = registry.recipe(
+        "tiny-wan", PROMPT, sampler={"num_inference_steps": 4, "guidance_scale": 1.0}
+    )
 
     def run(recipe: Recipe) -> Clip:
         *_, clip = generate(recipe, models, folder / "clip.mp4")

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.catalog.registry import Registry
 from trainers.engine import Trainer
-from trainers.networks.models import load_models
 from trainers.networks.performance import autocast
 from trainers.ranks.ranks import Ranks
 from trainers.registry import load_config
@@ -33,7 +33,7 @@ def bench_dmd2(folder: Path) -> list[tuple[str, str]]:
     Each step is followed by its own bare loop, so that a busy machine slows both.
     """
     config = load_config(PRESET, OVERRIDES)
-    run = Trainer(config, load_models(config), folder / "run", ONE)
+    run = Trainer(config, Registry(), folder / "run", ONE)
     whole_sec, bare_sec = [], []
     for step in range(NUM_STEPS + 1):
         run.step = step

@@ -20,65 +20,64 @@ MODULES = {".".join(path.with_suffix("").parts).removesuffix(".__init__") for pa
 # Each room, a folder or a file at the top of a package, and the rooms that it may import. `p`, `t`
 # and `s` stand for the three packages. What a room needs stands above it: there is no circle.
 ROOMS = {
-    "p.geometry": "",
     "p.strict": "",
+    "p.geometry": "p.strict",
     "p.recipe": "p.geometry p.strict",
     "p.memory": "p.strict",
-    "p.files": "p.recipe",
+    "p.files": "p.geometry p.recipe",
     "p.video": "p.files p.recipe p.strict",
-    "p.catalog": "p.files p.memory p.recipe p.strict",
+    "p.catalog": "p.files p.geometry p.memory p.recipe p.strict",
     "p.sampling": "p.geometry p.recipe",
     "p.formats": "p.catalog p.files p.sampling",
-    "p.models": "p.files p.formats p.memory p.recipe p.sampling",
+    "p.models": "p.files p.formats p.geometry p.memory p.recipe p.sampling",
     "p.lora": "p.catalog p.files p.formats p.models p.recipe p.sampling",
     "p.model_cache": "p.catalog p.files p.lora p.memory p.models p.recipe p.sampling",
     "p.generate": "p.catalog p.files p.model_cache p.models p.recipe p.sampling p.video",
     "p.commands": "p.catalog p.files p.generate p.lora p.models p.recipe p.sampling p.strict",
-    "p.__main__": "p.catalog p.commands p.files p.formats p.generate p.models p.recipe p.strict "
-    "p.video",
+    "p.__main__": "p.catalog p.commands p.files p.formats p.generate p.geometry p.models p.recipe "
+    "p.strict p.video",
     "t.mirror": "",
     "t.worlds": "p.video",
     "t.settings": "p.catalog p.geometry p.recipe p.strict",
-    "t.sources": "p.catalog p.strict t.settings",
+    "t.sources": "p.catalog p.files p.strict t.settings",
     "t.losses": "p.sampling",
     "t.algorithm": "p.recipe p.sampling t.settings",
-    "t.rollout": "p.recipe p.sampling t.algorithm t.losses",
+    "t.rollout": "p.recipe p.sampling t.algorithm",
     "t.ranks": "t.settings",
     "t.scoring": "p.strict t.ranks t.settings",
     "t.registry": "p.strict t.algorithm t.scoring t.settings",
     "t.algorithms": "p.recipe p.sampling p.strict t.algorithm t.losses t.rollout t.settings",
     "t.rewards": "p.strict t.registry t.scoring t.settings t.worlds",
-    "t.networks": "p.catalog p.files p.formats p.lora p.models p.recipe p.sampling t.ranks "
-    "t.registry t.settings",
+    "t.networks": "p.catalog p.files p.lora p.models p.recipe p.sampling t.ranks t.registry "
+    "t.settings",
     "t.data": "p.files p.geometry p.sampling t.algorithm t.networks t.settings t.worlds",
-    "t.run": "p.catalog p.lora p.sampling p.strict t.algorithm t.networks t.ranks t.settings",
-    "t.prepare": "p.catalog p.files p.geometry p.models p.video t.data t.networks t.run t.settings "
-    "t.sources",
-    "t.validation": "p.catalog p.files p.generate p.recipe p.sampling p.video t.algorithm "
-    "t.networks t.ranks t.run t.scoring t.settings t.worlds",
-    "t.estimate": "p.catalog p.files p.formats p.geometry p.sampling t.algorithm t.data t.networks "
+    "t.run": "p.catalog p.files p.lora p.sampling p.strict t.algorithm t.networks t.ranks "
+    "t.settings",
+    "t.prepare": "p.catalog p.files p.models p.video t.data t.networks t.run t.settings t.sources",
+    "t.validation": "p.catalog p.files p.generate p.recipe p.video t.networks t.ranks t.run "
+    "t.scoring t.settings t.worlds",
+    "t.estimate": "p.catalog p.files p.formats p.recipe p.sampling t.algorithm t.networks "
     "t.registry t.settings",
-    "t.engine": "t.algorithm t.data t.networks t.ranks t.registry t.run t.scoring t.settings "
-    "t.validation",
-    "t.evaluation": "p.catalog p.files p.generate p.lora p.models p.recipe p.sampling t.scoring "
-    "t.worlds",
+    "t.engine": "p.catalog t.algorithm t.data t.networks t.ranks t.registry t.run t.scoring "
+    "t.settings t.validation",
+    "t.evaluation": "p.catalog p.files p.generate p.geometry p.lora p.models p.recipe p.sampling "
+    "t.scoring t.worlds",
     "t.tiny": "p.files p.geometry p.models t.data t.evaluation t.networks t.scoring t.settings "
     "t.worlds",
-    "t.__main__": "p.catalog t.engine t.estimate t.networks t.prepare t.ranks t.registry t.run "
-    "t.settings",
+    "t.__main__": "p.catalog t.engine t.estimate t.prepare t.ranks t.registry t.settings",
     "t.reward_server": "",
     "s.page": "p.strict",
     "s.runs": "p.catalog p.strict t.settings",
-    "s.train": "p.catalog p.files p.strict s.page s.runs t.registry t.settings",
-    "s.clips": "p.catalog p.files p.generate p.geometry p.models p.recipe p.strict",
-    "s.compare": "p.catalog p.files p.memory p.recipe p.strict s.clips s.page",
+    "s.train": "p.catalog p.files p.strict t.registry t.settings s.page s.runs",
+    "s.clips": "p.catalog p.files p.generate p.geometry p.models p.recipe p.strict s.runs",
+    "s.compare": "p.catalog p.files p.geometry p.memory p.recipe p.strict s.clips s.page",
     "s.studio": "p.catalog p.recipe p.video s.clips s.compare s.page s.train",
     "s.api": "s.compare s.page s.studio",
     "s.run_page": "p.catalog p.recipe p.video s.compare s.page s.runs s.studio s.train",
     "s.models": "p.catalog s.runs",
-    "s.data": "p.catalog s.page s.runs s.train t.sources",
-    "s.tabs": "p.catalog p.files p.memory p.recipe p.video s.compare s.data s.models s.page "
-    "s.run_page s.runs s.studio s.train t.mirror",
+    "s.data": "p.geometry t.sources s.page s.runs s.train",
+    "s.tabs": "p.catalog p.files p.memory p.recipe p.video t.mirror s.compare s.data s.models "
+    "s.page s.run_page s.runs s.studio s.train",
     "s.ui": "s.api s.page s.runs s.studio s.tabs",
 }
 # Free of torch as a whole, for the web process. The studio imports these and itself, and `s.clips`,

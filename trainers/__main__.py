@@ -26,12 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns the exit code: 0 done or stopped on request, 2 bad input.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    registry = Registry()
     if words[:1] == ["prepare"]:
-        return command.main(words[1:])
+        return command.main(words[1:], registry)
     if words[:1] == ["show-data"]:
         from trainers.prepare import show  # imports torch
 
-        return show.main(words[1:])
+        return show.main(words[1:], registry)
     parser = argparse.ArgumentParser(prog="python -m trainers", description=__doc__)
     parser.add_argument("config", type=Path, help="a file in presets/train/")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -52,22 +53,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tree = read_tree(options.config, options.overrides)
         run_dir = options.run_dir or Path("runs") / str(tree.get("name"))
         if tree.get("method") == "prepare" and options.export is None and not options.estimate:
-            command.run(tree, run_dir, dry_run=options.dry_run)
+            command.run(tree, registry, run_dir, None, options.dry_run)
             return 0
         config = build_config(tree)
-        Registry().entry(config.model)  # a misspelt name is said before the engine is imported
+        registry.entry(config.model)  # a misspelt name is said before the engine is imported
         if options.dry_run or options.estimate:
-            return _describe(config, as_json=options.estimate)
-        return _run(config, run_dir, options.export)
+            return _describe(config, registry, as_json=options.estimate)
+        return _run(config, registry, run_dir, options.export)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _describe(config: TrainConfig[Any], as_json: bool) -> int:
+def _describe(config: TrainConfig[Any], registry: Registry, as_json: bool) -> int:
     from trainers.estimate.estimate import estimate  # torch: only once the input is good
 
-    told = estimate(config)
+    told = estimate(config, registry)
     if as_json:
         print(json.dumps(asdict(told)))
     else:
@@ -76,23 +77,22 @@ def _describe(config: TrainConfig[Any], as_json: bool) -> int:
     return 0
 
 
-def _run(config: TrainConfig[Any], run_dir: Path, exported_step: int | None) -> int:
+def _run(
+    config: TrainConfig[Any], registry: Registry, run_dir: Path, exported_step: int | None
+) -> int:
     # torch: only once the input is good
     from trainers.engine import Trainer
-    from trainers.networks.models import load_models
     from trainers.ranks.ranks import join_ranks, leave_ranks
-    from trainers.run.export import export_checkpoint
 
     if exported_step is not None:  # one process; the devices may be busy with this very run
         config = config.model_copy(update={"parallel": Parallel(), "device": "cpu"})
     ranks = join_ranks(config.device, config.parallel)
     try:
-        trainer = Trainer(config, load_models(config), run_dir, ranks)
+        trainer = Trainer(config, registry, run_dir, ranks)
         if exported_step is None:
             trainer.train()
         else:
-            parts = trainer.algorithm, trainer.roles
-            print(export_checkpoint(config, *parts, run_dir, exported_step, ranks))
+            print(trainer.folder.export_step(exported_step))
     finally:
         leave_ranks(ranks)
     return 0

@@ -7,16 +7,17 @@ optimizer, a rank, a checkpoint or a logger.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, cast, overload
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipelines.recipe import SamplerName, SamplerSpec
-from pipelines.sampling.denoiser import Denoiser, DenoiserCall, Network, conditioned
-from pipelines.sampling.first_frame import ImageCondition
-from pipelines.sampling.guidance import check_guidance, guide
+from pipelines.sampling.denoiser import Denoiser, DenoiserCall
+from pipelines.sampling.flow import velocity_from_denoised
+from pipelines.sampling.guidance import guidance_problem, guide
+from pipelines.sampling.prompt import Prompt
 from trainers.settings.roles import AlgorithmConfig, Frozen, Guidance, LoraSettings, Trainable
 
 
@@ -27,10 +28,9 @@ class Batch:
     prompts: tuple[str, ...] = ()
     video: Tensor | None = None  # [B, F, C, H, W] in [0, 1]
     latents: Tensor | None = None  # [B, C, F, H, W], normalised
-    prompt_embeds: Tensor | None = None  # [B, L, D], zero rows past the text
-    negative_prompt_embeds: Tensor | None = None  # [1, L, D], of the model's negative prompt
+    prompt: Prompt | None = None  # zero rows past the text; with images where the model reads them
+    negative_embeds: Tensor | None = None  # [1, L, D], of the model's negative prompt
     latent_shape: tuple[int, ...] = ()  # (C, F, H, W): what to make where there are no latents
-    condition: ImageCondition | None = None  # where the run's model continues images
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
@@ -38,27 +38,25 @@ class Batch:
         moved: dict[str, Any] = {
             name: value.to(device)
             for name, value in values.items()
-            if isinstance(value, Tensor | ImageCondition)
+            if isinstance(value, Tensor | Prompt)
         }
         return replace(self, **moved)
 
     def repeated(self, times: int) -> "Batch":
         """Every prompt `times` times, copies side by side; without video and latents."""
-        condition = None if self.condition is None else self.condition.repeated(times)
-        prompt_embeds = self.require("prompt_embeds").repeat_interleave(times, 0)
         prompts = tuple(prompt for prompt in self.prompts for _ in range(times))
-        return replace(
-            self,
-            prompts=prompts,
-            prompt_embeds=prompt_embeds,
-            video=None,
-            latents=None,
-            condition=condition,
-        )
+        prompt = self.require("prompt").repeated(times)
+        return replace(self, prompts=prompts, prompt=prompt, video=None, latents=None)
 
-    def require(self, name: str) -> Tensor:
-        """The tensor of that name; ValueError where the data source has none."""
-        value: Tensor | None = getattr(self, name)
+    @overload
+    def require(self, name: Literal["prompt"]) -> Prompt: ...
+
+    @overload
+    def require(self, name: Literal["video", "latents", "negative_embeds"]) -> Tensor: ...
+
+    def require(self, name: str) -> Tensor | Prompt:
+        """The field of that name; ValueError where the data source has none."""
+        value: Tensor | Prompt | None = getattr(self, name)
         if value is None:
             raise ValueError(f"data.source: this method reads {name}, which the data source lacks")
         return value
@@ -158,16 +156,16 @@ class Algorithm(ABC, Generic[ConfigT]):
         and the checkpoint is that of a whole step.
         """
 
-    def network(self, role: str, batch: Batch) -> Network:
-        """A role's transformer, given the images of the batch where it has any."""
-        return conditioned(cast(Denoiser, self.roles[role]), batch.condition)
+    def denoiser(self, role: str) -> Denoiser:
+        """A role's transformer as the model call."""
+        return cast(Denoiser, self.roles[role])
 
     # ---------------------------------------------------------------- guidance, for distillation
 
     @property
     def student_embeds_guidance(self) -> bool:
         """Whether the student takes the guidance scale as an input."""
-        return cast(Denoiser, self.roles["student"]).embeds_guidance
+        return self.denoiser("student").embeds_guidance
 
     def guidance_problem(self, guidance: Guidance) -> str | None:
         """Why the student cannot learn this range of scales, or None."""
@@ -234,9 +232,8 @@ class RewardMethod(Algorithm[RewardConfigT]):
     """What the `Method` of such a file extends."""
 
     def problem(self) -> str | None:
-        """None; ValueError for a sampler of another kind of student."""
-        check_guidance(cast(Denoiser, self.roles["student"]), self.rollout_sampler)
-        return None
+        """A sampler of another kind of student."""
+        return guidance_problem(self.denoiser("student"), self.rollout_sampler)
 
     @property
     def rollout_sampler(self) -> SamplerSpec:
@@ -247,8 +244,14 @@ class RewardMethod(Algorithm[RewardConfigT]):
 
     def guided(self, role: str, batch: Batch) -> DenoiserCall:
         """A role as the rollout's sampler wants it called."""
-        model = self.network(role, batch)
-        return guide(model, self.rollout_sampler, batch.negative_prompt_embeds)
+        return guide(self.denoiser(role), self.rollout_sampler, batch.negative_embeds)
+
+    def guided_velocity(
+        self, role: str, batch: Batch, noisy_latents: Tensor, sigma: Tensor
+    ) -> Tensor:
+        """The velocity of a role as `guided` calls it. Shapes as latents, sigma [B]."""
+        denoised = self.guided(role, batch)(noisy_latents, sigma, batch.require("prompt"))
+        return velocity_from_denoised(noisy_latents, denoised, sigma)
 
     def reward(self, latents: Tensor, prompts: tuple[str, ...]) -> Tensor:
         """The run's reward of latents [B, C, F, H, W]. [B] fp32."""

@@ -1,44 +1,29 @@
-"""The training loop: build roles, resume, step, log, sample, save, stop.
+"""The training loop: set up, then step, log, validate and save until it is enough.
 
-The run directory is the only interface to the outside:
-
-    config.yaml metrics.jsonl events.jsonl best.json control/{stop,save_now,sample_now}
-    samples/{teacher,step_000500}/*.mp4 checkpoints/step_000500/ export/
+The folder of the run is the only interface to the outside: trainers/run/folder.py.
 """
 
-import os
-import signal
-import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
+from pipelines.catalog.registry import Registry
 from trainers.algorithm import Loss, Rng, Update
 from trainers.data.batches import build_data
 from trainers.data.order import stream_seed
 from trainers.networks.build import build_roles
-from trainers.networks.models import Codecs, LoadedModel
+from trainers.networks.models import Codecs, load_models
 from trainers.networks.optimizer import adamw, learning_rate
 from trainers.networks.performance import autocast, tune_compute
 from trainers.networks.role import follow, lora_norms
-from trainers.ranks.ranks import Ranks, any_rank, barrier, mean_over_ranks, shard, whole
+from trainers.ranks.ranks import Ranks, mean_over_ranks, shard, whole
 from trainers.registry import algorithm_class, load_reward
-from trainers.run.checkpoint import (
-    best_checkpoint,
-    checkpoint_folders,
-    load_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-)
-from trainers.run.export import export_role
-from trainers.run.log import SkippedSteps, Tracker, refuse_other_run
+from trainers.run.folder import RunFolder
+from trainers.run.log import SkippedSteps
+from trainers.run.run import Run
 from trainers.scoring.reward import HELD_OUT, TRAINED, LatentScore, RewardError
 from trainers.settings.roles import Ema, Trainable
 from trainers.settings.run import TrainConfig
@@ -47,71 +32,91 @@ from trainers.validation.validator import Validator
 
 
 class Trainer:
-    """One run of one configuration in one directory."""
+    """One run of one configuration in one folder."""
 
-    def __init__(
-        self,
-        config: TrainConfig[Any],
-        models: Mapping[str, LoadedModel],
-        run_dir: Path,
-        ranks: Ranks,
-    ):
-        self.config, self.run_dir, self.ranks = config, run_dir, ranks
-        self.tracker = Tracker(run_dir)
-        method = algorithm_class(config.method)
+    def __init__(self, config: TrainConfig[Any], registry: Registry, run_dir: Path, ranks: Ranks):
+        self.config, self.ranks = config, ranks
+        entry, models = registry.entry(config.model), load_models(config, registry)
         torch.manual_seed(config.seed)  # new adapters start from random weights
         self.roles = build_roles(config.algorithm, models)
         tune_compute(self.roles, config, ranks)
         for role in {id(role.body): role for role in self.roles.values()}.values():
             shard(role.body, role.blocks, ranks, config.parallel.cpu_offload)
         calls = {name: role.call for name, role in self.roles.items()}
-        codecs = Codecs(config, ranks.device)
-        rewards, own_sampler = rewards_of(config, codecs, ranks), codecs.entry.preset.sampler
-        self.algorithm = method(config.algorithm, calls, rewards.get(TRAINED), own_sampler)
+        codecs = Codecs(entry, ranks.device)
+        rewards = rewards_of(config, codecs, ranks)
+        given = config.algorithm, calls, rewards.get(TRAINED), entry.preset.sampler
+        self.algorithm = algorithm_class(config.method)(*given)
         self.optimizers = {
             name: adamw(role.settings, role.trained.values())
             for name, role in self.roles.items()
             if isinstance(role.settings, Trainable)
         }
         self.data = build_data(config, codecs)
+        built = self.algorithm, self.roles, self.optimizers
+        run = Run(config, registry, entry, *built, ranks)
+        self.folder = RunFolder(run_dir, run)
         self.validator = None
         if config.validation is not None:
-            sampler = VideoDrawer(codecs, run_dir / "samples", ranks, rewards)
-            self.validator = Validator(
-                config, self.algorithm, self.roles, sampler, self.tracker, ranks
-            )
+            drawer = VideoDrawer(codecs, run_dir / "samples", ranks, rewards)
+            self.validator = Validator(run, drawer, self.folder.tracker)
+        self.skipped = SkippedSteps(list(self.optimizers), self.folder.tracker, ranks)
         self.step = 0
         self.figures: dict[str, Tensor] = {}  # the newest of each: not every role moves every step
-        self.skipped = SkippedSteps(list(self.optimizers), self.tracker, ranks)
-        self.stop_signal = False
 
     # ---------------------------------------------------------------- the loop
 
     def train(self) -> bool:
         """Runs until `num_steps` or until asked to stop; returns whether the run is complete."""
-        self._prepare_run_dir()
-        self._resume()
+        self.folder.begin()
+        self.step = self.folder.resume()
         if self.validator is not None:
             self.validator.begin()
-        with self._signals():
+        with self.folder.signals():
             try:
                 self._loop()
             except RewardError as error:  # the trained weights are those of the last whole step
                 self._save()
                 if self.ranks.is_main:
-                    self.tracker.event("reward_failed", step=self.step, reason=str(error))
+                    reason = str(error)
+                    self.folder.tracker.event("reward_failed", step=self.step, reason=reason)
                 raise
-        return self._finish()
+        self._save()
+        self.folder.end(self.step, self._complete)
+        return self._complete
 
     def _loop(self) -> None:
-        while not self._complete and not self._asked("stop"):
+        while not self._complete and not self.folder.is_asked("stop"):
             began = time.perf_counter()
             self.figures |= self.train_step()
             self.step += 1
             self._log(self.figures, time.perf_counter() - began)
             self._validate()
-            if self._due(self.config.save_every) or self._asked("save_now"):
+            if self._due(self.config.save_every) or self.folder.is_asked("save_now"):
                 self._save()
+
+    @property
+    def _complete(self) -> bool:
+        """Whether all steps are done, or validation's patience is at its end."""
+        exhausted = self.validator is not None and self.validator.exhausted
+        return exhausted or self.step >= self.config.num_steps
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _validate(self) -> None:
+        """Where it is time: draws and measures videos, and saves what is the best so far."""
+        settings = self.config.validation
+        if self.validator is None or settings is None:
+            return
+        due = self._due(settings.every) or self.step == self.config.num_steps
+        if (due or self.folder.is_asked("sample_now")) and self.validator.validate(self.step):
+            self._save()
+
+    def _save(self) -> None:
+        self.folder.save(self.step, self.validator.best() if self.validator else None)
+
+    # ---------------------------------------------------------------- one step
 
     def train_step(self) -> dict[str, Tensor]:
         """Every update of the method once, then the moving averages; returns figures to log."""
@@ -165,8 +170,6 @@ class Trainer:
             if pull is not None and pull.toward == moved:
                 follow(role, self.roles[moved], pull.decay)
 
-    # ---------------------------------------------------------------- between steps
-
     def _rng(self, stream: int, update: int) -> Rng:
         """Streams that depend on (seed, step, update, stream) and on nothing that ran before."""
         seed = stream_seed(self.config.seed, self.step, 2**31 + update)
@@ -189,7 +192,7 @@ class Trainer:
         values = mean_over_ranks(torch.stack([v.float() for v in figures.values()]), self.ranks)
         if self.ranks.is_main:
             by_name = dict(zip(figures, values.tolist(), strict=True))
-            self.tracker.metrics(self.step, {**by_name, "step_sec": step_sec})
+            self.folder.tracker.metrics(self.step, {**by_name, "step_sec": step_sec})
             left_min = (self.config.num_steps - self.step) * step_sec / 60
             shown = "  ".join(f"{name} {value:.4g}" for name, value in by_name.items())
             total = self.config.num_steps
@@ -197,110 +200,6 @@ class Trainer:
                 f"step {self.step}/{total}  {shown}  {step_sec:.2f} s  {left_min:.0f} min left",
                 flush=True,
             )
-
-    def _due(self, every: int) -> bool:
-        return every > 0 and self.step % every == 0
-
-    def _asked(self, what: str) -> bool:
-        """Whether someone touched control/`what` (removed at once) or, to stop, sent a signal."""
-        flag = self.run_dir / "control" / what
-        asked = self.ranks.is_main and flag.exists()
-        asked = any_rank(asked or (what == "stop" and self.stop_signal), self.ranks)
-        if asked and self.ranks.is_main:
-            flag.unlink(missing_ok=True)
-        return asked
-
-    @property
-    def _complete(self) -> bool:
-        """Whether all steps are done, or validation's patience is at its end."""
-        exhausted = self.validator is not None and self.validator.exhausted
-        return exhausted or self.step >= self.config.num_steps
-
-    def _validate(self) -> None:
-        """Where it is time: draws and measures videos, and saves what is the best so far."""
-        settings = self.config.validation
-        if self.validator is None or settings is None:
-            return
-        due = self._due(settings.every) or self.step == self.config.num_steps
-        if (due or self._asked("sample_now")) and self.validator.validate(self.step):
-            self._save()
-
-    def _save(self) -> None:
-        if self._saved_here():
-            return
-        save_checkpoint(self.run_dir, self.step, self.roles, self.optimizers, self.ranks)
-        if self.ranks.is_main:
-            if self.validator is not None:
-                self.validator.write_best()
-            prune_checkpoints(self.run_dir, self.config.keep_checkpoints)
-            self.tracker.event("saved", step=self.step)
-
-    # ---------------------------------------------------------------- start and end
-
-    def _prepare_run_dir(self) -> None:
-        refuse_other_run(self.run_dir, self.config)
-        if self.ranks.is_main:
-            (self.run_dir / "control").mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
-            (self.run_dir / "config.yaml").write_text(text)
-            process = {"pid": os.getpid(), "host": socket.gethostname()}
-            self.tracker.event("started", num_ranks=self.ranks.num_ranks, **process)
-        barrier(self.ranks)
-
-    def _resume(self) -> None:
-        """Continues from the newest whole checkpoint, if there is one."""
-        folders = checkpoint_folders(self.run_dir)
-        if folders:
-            self.step = load_checkpoint(folders[-1], self.roles, self.optimizers, self.ranks)
-        if self.ranks.is_main:
-            self.tracker.forget_after(self.step)
-            if self.step:
-                self.tracker.event("resumed", step=self.step)
-        barrier(self.ranks)
-
-    def _finish(self) -> bool:
-        """Saves what is not saved yet and, of a complete run, exports."""
-        self._save()
-        barrier(self.ranks)
-        exported = self._export() if self._complete else {}
-        if self.ranks.is_main:
-            if self._complete and self.step < self.config.num_steps:
-                self.tracker.event("stopped_early", step=self.step)
-            kind = "finished" if self._complete else "stopped"
-            self.tracker.event(kind, step=self.step, **exported)
-        barrier(self.ranks)
-        return self._complete
-
-    def _export(self) -> dict[str, int]:
-        """Exports the best checkpoint where one is asked for, else the last; returns its step.
-
-        The best one's weights stay in the networks: the last one's are on disk.
-        """
-        settings, step = self.config.validation, self.step
-        best = best_checkpoint(self.run_dir) if settings and settings.export == "best" else None
-        if best is not None:
-            step = load_checkpoint(best, self.roles, self.optimizers, self.ranks)
-        folder = self.run_dir / "export"
-        export_role(self.config, self.algorithm, self.roles, folder, self.ranks)
-        return {"exported_step": step}
-
-    def _saved_here(self) -> bool:
-        folders = checkpoint_folders(self.run_dir)
-        return bool(folders) and folders[-1].name == f"step_{self.step:06d}"
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the run after the current step, with a checkpoint."""
-
-        def remember(signum: int, frame: FrameType | None) -> None:
-            self.stop_signal = True
-
-        before = {s: signal.signal(s, remember) for s in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
 
 
 def rewards_of(config: TrainConfig[Any], codecs: Codecs, ranks: Ranks) -> dict[str, LatentScore]:

@@ -11,6 +11,9 @@ from pipelines.sampling.flow import expand_sigma
 HUBER_C = 1e-3
 
 
+EPSILON = 1e-4
+
+
 def pseudo_huber(prediction: Tensor, target: Tensor, c: float = HUBER_C) -> Tensor:
     """mean( sqrt(d^2 + c^2) - c ), d = prediction - target: near 0 a square, far away |d|."""
     difference = prediction.float() - target.float()
@@ -27,18 +30,11 @@ def sample_scale(latents: Tensor, teacher_denoised: Tensor) -> Tensor:
 
     It makes the gradient's size the same at every noise level.
     """
-    return _mean_distance(latents, teacher_denoised, tuple(range(1, latents.ndim)))
+    return mean_distance(latents, teacher_denoised, tuple(range(1, latents.ndim)))
 
 
-def column_scale(latents: Tensor, teacher_denoised: Tensor) -> Tensor:
-    """The normaliser of DMD2_wanx, kept to show its flaw: every image column has its own scale.
-
-    Written for images [B, C, H, W], it averages axes 1 to 3 of a video. [B, 1, 1, 1, W].
-    """
-    return _mean_distance(latents, teacher_denoised, (1, 2, 3))
-
-
-def _mean_distance(latents: Tensor, teacher_denoised: Tensor, axes: tuple[int, ...]) -> Tensor:
+def mean_distance(latents: Tensor, teacher_denoised: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """mean over axes | x - d_teacher |, above 0; the axes stay, with length 1."""
     return (latents - teacher_denoised).abs().mean(axes, keepdim=True).clamp_min(1e-6)
 
 
@@ -50,7 +46,7 @@ def distribution_matching(
     Yin et al. 2023 (arXiv:2311.18828), eq. 7, in the form of DMD2. weight [B] scales each sample
     (Reward-Forcing, arXiv:2512.04678, weights by exp(beta * reward)).
     """
-    target = (latents - gradient).detach()
+    target = (latents - gradient).detach()  # d loss / d latents = gradient / numel
     squares = 0.5 * (latents.float() - target.float()).square()
     return (squares if weight is None else squares * expand_sigma(weight, squares)).mean()
 
@@ -63,14 +59,6 @@ def discriminator_loss(data_logits: Tensor, student_logits: Tensor) -> Tensor:
 def generator_loss(student_logits: Tensor) -> Tensor:
     """softplus(-D(student)): the student's side of `discriminator_loss`. Logits [B]."""
     return functional.softplus(-student_logits).mean()
-
-
-def euler_step(noisy_latents: Tensor, velocity: Tensor, sigma: Tensor, target: Tensor) -> Tensor:
-    """One step of the flow's ODE from noise level sigma [B] to target [B]."""
-    return noisy_latents + expand_sigma(target - sigma, noisy_latents) * velocity
-
-
-EPSILON = 1e-4
 
 
 def group_advantages(rewards: Tensor, group_size: int) -> Tensor:

@@ -1,6 +1,6 @@
-"""The folder is the registry: every file in trainers/algorithms/ is a method of that name.
+"""The methods and rewards by name, and the configurations that name them.
 
-Every file in trainers/rewards/ is a reward.
+Every file in trainers/algorithms/ is a method, every file in trainers/rewards/ a reward.
 """
 
 import importlib
@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines.strict import explain
+from trainers.settings.earlier import in_todays_words
 from trainers.settings.run import TrainConfig, apply_overrides
 
 if TYPE_CHECKING:
@@ -85,13 +86,14 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         ) from error
     if not isinstance(tree, dict):
         raise ValueError(f"configuration: {path} must hold settings, one `name: value` a line")
-    return apply_overrides(tree, overrides)
+    return in_todays_words(apply_overrides(tree, overrides))
 
 
 def build_config(tree: dict[str, Any]) -> TrainConfig[Any]:
     """Validates a tree against its method's own configuration. ValueError names the field."""
     if not isinstance(tree.get("method"), str):
         raise ValueError(f"method: name one of {', '.join(methods())}")
+    tree = in_todays_words(tree)
     method_config = algorithm_class(tree["method"]).Config
     try:
         config = TrainConfig[method_config].model_validate(tree)  # type: ignore[valid-type]
@@ -100,11 +102,11 @@ def build_config(tree: dict[str, Any]) -> TrainConfig[Any]:
     held_out = config.validation.held_out if config.validation else None
     for field, choice in (("reward", config.reward), ("validation.held_out", held_out)):
         if choice is not None:
-            _check_reward(field, choice)
+            _require_valid_reward(field, choice)
     return config
 
 
-def _check_reward(field: str, choice: "RewardChoice") -> None:
+def _require_valid_reward(field: str, choice: "RewardChoice") -> None:
     """ValueError naming the field, for an unknown reward and for settings that it does not have."""
     settings = reward_class(choice.kind).Config
     try:

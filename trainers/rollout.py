@@ -1,26 +1,23 @@
-"""The student's own way through the noise: what it is trained on is what it will be run on.
+"""Rollouts: the student's own way through the noise, which it is trained on as it will be run.
 
-Data-free training (DMD2's backward simulation, with the random exit of Self-Forcing,
-arXiv:2506.08009): start at noise, run the sampler's own steps, stop at a random one. Only that step
-carries a gradient; the later ones never run. A causal rollout replaces `simulate` and nothing else.
+Data-free training (DMD2's backward simulation, section 4.5 of arXiv:2405.14867, with the random
+exit of Self-Forcing, arXiv:2506.08009, algorithm 1): start at noise, run the sampler's own steps,
+stop at a random one. Only that step carries a gradient; the later ones never run. A causal rollout
+replaces `simulate` and nothing else.
 """
 
-from typing import Protocol
+from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from pipelines.recipe import SamplerSpec
-from pipelines.sampling.flow import add_noise, sigma_schedule
-from pipelines.sampling.samplers import sample_unipc
+from pipelines.sampling.denoiser import DenoiserCall
+from pipelines.sampling.flow import add_noise
+from pipelines.sampling.prompt import Prompt
+from pipelines.sampling.samplers import noise_levels, per_sample, sample_unipc, solver_step
 from trainers.algorithm import Rng
-from trainers.losses import euler_step
-
-
-class DenoiseCall(Protocol):
-    """noisy_latents [B, C, F, H, W], sigma [B] -> denoised latents; prompt and guidance inside."""
-
-    def __call__(self, noisy_latents: Tensor, sigma: Tensor) -> Tensor: ...
 
 
 def exit_step(sampler: SamplerSpec, rng: Rng) -> int:
@@ -29,39 +26,28 @@ def exit_step(sampler: SamplerSpec, rng: Rng) -> int:
 
 
 def simulate(
-    denoise: DenoiseCall,
+    model: DenoiserCall,
+    prompt: Prompt,
     sampler: SamplerSpec,
     noise: Tensor,
     last_step: int,
     rng: Rng,
-    num_gradient_steps: int = 1,
 ) -> Tensor:
     """From noise through steps 0 .. last_step; returns the denoised latents of the last one.
 
-    `lcm` adds new noise between steps, `euler` follows the ODE. The last `num_gradient_steps` carry
-    a gradient, and no step before them keeps anything for backward.
+    noise [B, C, F, H, W]. Only the last step carries a gradient, and no step before it keeps
+    anything for backward.
     """
-    wanted = torch.is_grad_enabled()
-    sigmas = sigma_schedule(
-        sampler.num_inference_steps, sampler.flow_shift, sampler.sigmas
-    ).tolist()
-    batch_size = noise.shape[0]
-    noisy_latents = noise
-    for step in range(last_step):
-        sigma = noise.new_full((batch_size,), sigmas[step])
-        next_sigma = noise.new_full((batch_size,), sigmas[step + 1])
-        with torch.set_grad_enabled(wanted and step > last_step - num_gradient_steps):
-            denoised = denoise(noisy_latents, sigma)
-            if sampler.name == "lcm":
-                noisy_latents = add_noise(denoised, rng.randn_like(denoised), next_sigma)
-            else:
-                velocity = (noisy_latents - denoised) / sigmas[step]
-                noisy_latents = euler_step(noisy_latents, velocity, sigma, next_sigma)
-    return denoise(noisy_latents, noise.new_full((batch_size,), sigmas[last_step]))
+    steps = _stepwise(model, prompt, sampler, noise, rng)
+    with torch.no_grad():
+        for _ in range(last_step):
+            next(steps)
+    return next(steps)
 
 
 def sample_whole(
-    denoise: DenoiseCall,
+    model: DenoiserCall,
+    prompt: Prompt,
     sampler: SamplerSpec,
     noise: Tensor,
     rng: Rng,
@@ -72,13 +58,11 @@ def sample_whole(
     UniPC's history of earlier steps carries none, as it is made without.
     """
     num_steps = sampler.num_inference_steps
-    wanted = torch.is_grad_enabled() and num_gradient_steps > 0
-    if sampler.name != "unipc":
-        with torch.set_grad_enabled(wanted):
-            return simulate(denoise, sampler, noise, num_steps - 1, rng, num_gradient_steps)
-    steps = sample_unipc(
-        sampler, lambda noisy, sigma, _: denoise(noisy, sigma), noise, noise.new_empty(0)
-    )
+    wanted = torch.is_grad_enabled()
+    if sampler.name == "unipc":
+        steps = sample_unipc(sampler, model, noise, prompt)
+    else:
+        steps = _stepwise(model, prompt, sampler, noise, rng)
     latents = noise
     for step in range(num_steps):
         with torch.set_grad_enabled(wanted and step >= num_steps - num_gradient_steps):
@@ -86,13 +70,40 @@ def sample_whole(
     return latents
 
 
+def _stepwise(
+    model: DenoiserCall, prompt: Prompt, sampler: SamplerSpec, noise: Tensor, rng: Rng
+) -> Iterator[Tensor]:
+    """The denoised latents of every step of Euler or LCM.
+
+    A step runs when it is asked for, with a gradient or without as the caller is then. Unlike in
+    sampling, every sample gets new noise of its own.
+    """
+    noisy_latents = noise
+    for sigma, next_sigma in pairwise(noise_levels(sampler)):
+        level, next_level = per_sample(sigma, noise), per_sample(next_sigma, noise)
+        denoised = model(noisy_latents, level, prompt)
+        yield denoised
+        noisy_latents = solver_step(
+            sampler.name,
+            noisy_latents,
+            denoised,
+            level,
+            next_level,
+            lambda: rng.randn_like(noise),
+        )
+
+
 def from_data(
-    denoise: DenoiseCall, sampler: SamplerSpec, latents: Tensor, last_step: int, rng: Rng
+    model: DenoiserCall,
+    prompt: Prompt,
+    sampler: SamplerSpec,
+    latents: Tensor,
+    last_step: int,
+    rng: Rng,
 ) -> Tensor:
     """From encoded videos noised to step `last_step`: one forward, but not what sampling sees.
 
     DMD2_wanx's way. Level 1 is pure noise, so nothing of the video is left in it.
     """
-    sigmas = sigma_schedule(sampler.num_inference_steps, sampler.flow_shift, sampler.sigmas)
-    sigma = sigmas[last_step].to(latents).expand(latents.shape[0])
-    return denoise(add_noise(latents, rng.randn_like(latents), sigma), sigma)
+    sigma = per_sample(noise_levels(sampler)[last_step], latents)
+    return model(add_noise(latents, rng.randn_like(latents), sigma), sigma, prompt)

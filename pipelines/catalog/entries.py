@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from pipelines.files.disk import read_json
 from pipelines.files.layouts import own_image_preprocessing, transformer_path, what_is_missing
 from pipelines.files.tensors import Header
+from pipelines.geometry import WAN21, Geometry
 from pipelines.recipe import ImagePreprocessing, Recipe, SamplerSpec
 from pipelines.strict import Strict, explain
 
@@ -34,6 +35,11 @@ class CheckpointSpec(Strict):
     num_frames: int = 81
     fps: int = 16
     negative_prompt: str = ""
+    geometry: Geometry = Field(
+        WAN21,
+        exclude_if=lambda geometry: geometry == WAN21,
+        description="How VAE and transformer divide a video; empty: as Wan2.1's do.",
+    )
     image_preprocessing: ImagePreprocessing | None = Field(
         None,
         description="Of image-to-video models: how the first frame is brought to size "

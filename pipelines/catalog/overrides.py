@@ -1,6 +1,6 @@
 """What a recipe may change of its checkpoint's own settings, and what follows from a change."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -11,11 +11,7 @@ from pipelines.recipe import Adapter, SamplerSpec
 class Overrides(TypedDict, total=False):
     """What a recipe may change; None or absent means the checkpoint's own value."""
 
-    steps: int | None
-    flow_shift: float | None
-    guidance_scale: float | None
-    sampler: str | None
-    sigmas: Sequence[float] | None
+    sampler: Mapping[str, Any]  # by the names in `SamplerSpec`; None counts as absent
     width: int | None
     height: int | None
     num_frames: int | None
@@ -31,28 +27,26 @@ def own_sampler(preset: ModelPreset, adapters: Sequence[Adapter]) -> SamplerSpec
     return own[0] if own else preset.sampler
 
 
-def override(own: SamplerSpec, given: dict[str, Any]) -> SamplerSpec:
+def override(own: SamplerSpec, changes: Mapping[str, Any]) -> SamplerSpec:
     """The checkpoint's sampler with the changes; new steps drop explicit sigmas that do not fit."""
-    names = {"sampler": "name", "steps": "num_inference_steps"}
-    fields = ("sampler", "steps", "flow_shift", "guidance_scale", "sigmas")
-    changes = {names.get(field, field): given[field] for field in fields if field in given}
-    if "sigmas" in changes:
-        changes.setdefault("num_inference_steps", len(changes["sigmas"]))
-    elif own.sigmas and changes.get("num_inference_steps") not in (None, len(own.sigmas)):
-        changes["sigmas"] = None
-    return SamplerSpec.model_validate({**own.model_dump(), **changes})
+    given = {name: value for name, value in changes.items() if value is not None}
+    if "sigmas" in given:
+        given.setdefault("num_inference_steps", len(given["sigmas"]))
+    elif own.sigmas and given.get("num_inference_steps") not in (None, len(own.sigmas)):
+        given["sigmas"] = None
+    return SamplerSpec.model_validate({**own.model_dump(), **given})
 
 
-def negative_prompt_for(preset: ModelPreset, sampler: SamplerSpec, given: dict[str, Any]) -> str:
-    """Empty where no forward reads it, so that equal videos have equal recipes.
+def negative_prompt_for(preset: ModelPreset, sampler: SamplerSpec, asked: str | None) -> str:
+    """What is asked for, or the preset's own; empty where no forward reads it.
 
-    ValueError where one is given all the same.
+    So equal videos have equal recipes. ValueError where one is asked for all the same.
     """
-    if not sampler.reads_negative_prompt:
-        if given.get("negative_prompt"):
-            raise ValueError(_unread_negative_prompt(sampler))
-        return ""
-    return str(given.get("negative_prompt", preset.negative_prompt))
+    if sampler.reads_negative_prompt:
+        return preset.negative_prompt if asked is None else asked
+    if asked:
+        raise ValueError(_unread_negative_prompt(sampler))
+    return ""
 
 
 def _unread_negative_prompt(sampler: SamplerSpec) -> str:

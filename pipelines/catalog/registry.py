@@ -3,14 +3,14 @@
 A model is a file presets/models/NAME.yaml, a student in assets/students/ or exported by a run (RUN,
 or RUN@STEP for one of its checkpoints), or under a models folder any model in diffusers' or Wan's
 own layout, any student, any transformer in a file or folder of its own.
-Nothing is downloaded here; that is `download_command`.
+Nothing is downloaded here; that is `hub`.
 """
 
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from pydantic import ValidationError
 
@@ -22,9 +22,10 @@ from pipelines.catalog.entries import (
     read_preset,
 )
 from pipelines.catalog.overrides import Overrides, negative_prompt_for, override, own_sampler
+from pipelines.catalog.steps import step_of
 from pipelines.catalog.students import StudentSpec, is_student_folder
 from pipelines.catalog.transformers import entry_at, models_in, preset_on_base
-from pipelines.files.disk import fingerprint, joint_fingerprint
+from pipelines.files.disk import fingerprint, joint_fingerprint, read_lines
 from pipelines.files.layouts import is_model_folder, what_is_missing
 from pipelines.files.lora_outline import is_lora_file
 from pipelines.memory import memory_words, parse_memory
@@ -45,7 +46,8 @@ PRESETS = ROOT / "presets"
 STUDENTS = ROOT / "assets" / "students"
 KEPT = "models"  # below the runs folder: exports that were given a name and stay
 RUNS = Path(os.environ.get("STUDIO_RUNS") or ROOT / "runs")  # set by `app.py --runs`
-MODELS = Path(os.environ.get("STUDIO_MODELS") or ROOT / "models")  # where no folder is named
+_NAMED = os.environ.get("STUDIO_MODELS") or str(ROOT / "models")  # set by `app.py --models`
+MODELS = [Path(folder) for folder in _NAMED.split(os.pathsep)]  # where no folder is named
 MAX_DEPTH = 5  # of a model below a models folder
 
 
@@ -58,13 +60,13 @@ class Registry:
                 raise ValueError(
                     f"models folder {folder} does not exist; create it or correct --models"
                 )
-        self.model_dirs = tuple(model_dirs) or ((MODELS,) if MODELS.is_dir() else ())
+        self.model_dirs = tuple(model_dirs) or tuple(filter(Path.is_dir, MODELS))
         self.runs_dir = runs_dir
 
     @property
     def download_dir(self) -> Path:
         """Where downloaded models go; it may not be there yet."""
-        return self.model_dirs[0] if self.model_dirs else MODELS
+        return self.model_dirs[0] if self.model_dirs else MODELS[0]
 
     def presets(self) -> dict[str, ModelPreset]:
         """The models of presets/models/ by name, here or not; what ships comes first."""
@@ -113,9 +115,10 @@ class Registry:
         for folder in sorted(self.runs_dir.glob("*/export/")):
             if not (folder / "vae").is_dir():  # an autoencoder's export makes no videos
                 yield folder.parent.name, f"runs/{folder.parent.name}", folder
-        for folder in sorted(self.runs_dir.glob("*/exports/step_??????/")):
-            name = f"{folder.parents[1].name}@{int(folder.name.removeprefix('step_'))}"
-            yield name, f"runs/{name}", folder
+        for folder in sorted(self.runs_dir.glob("*/exports/*/")):
+            if (step := step_of(folder.name)) is not None:
+                name = f"{folder.parents[1].name}@{step}"
+                yield name, f"runs/{name}", folder
         for models_dir in self.model_dirs:
             for folder in _walk(models_dir):
                 for place in models_in(folder):
@@ -159,8 +162,7 @@ class Registry:
             raise ValueError(
                 f"prompts {name!r} is unknown; choose from {', '.join(self.prompt_lists())}"
             )
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        return read_lines(path)
 
     def recipe(
         self,
@@ -180,46 +182,27 @@ class Registry:
         ValueError, in one sentence, for anything that is missing, unreadable or out of range.
         """
         entry = self.entry(model)
-        given = {key: value for key, value in overrides.items() if value is not None}
+        given: dict[str, Any] = {
+            name: getattr(entry.preset, name) for name in ("width", "height", "num_frames", "fps")
+        }
+        given |= {name: value for name, value in overrides.items() if value is not None}
         try:
-            sampler = override(own_sampler(entry.preset, adapters), given)
-            geometry = ("width", "height", "num_frames", "fps")
+            sampler = override(own_sampler(entry.preset, adapters), given.pop("sampler", {}))
+            negative_prompt = given.pop("negative_prompt", None)
             recipe = Recipe(
                 model=entry.preset.name,
                 adapters=tuple(adapters),
                 sampler=sampler,
                 prompt=prompt,
                 image=None if image is None else FirstFrame(path=str(image)),
-                negative_prompt=negative_prompt_for(entry.preset, sampler, given),
+                negative_prompt=negative_prompt_for(entry.preset, sampler, negative_prompt),
                 seed=seed,
                 memory=memory_words(parse_memory(memory)),
-                **{field: given.get(field, getattr(entry.preset, field)) for field in geometry},
+                **given,
             )
         except ValidationError as error:
             raise ValueError(explain(error)) from error
-        return self.resolve(recipe)
-
-    def resolve(self, recipe: Recipe) -> Recipe:
-        """The recipe with all fingerprints; ValueError where a file is gone or has changed."""
-        entry = self.entry(recipe.model)
-        if entry.folder is None or entry.missing:
-            raise ValueError(f"model {recipe.model} cannot be used: {entry.missing}")
-        adapters = tuple(
-            adapter.model_copy(
-                update={
-                    "fingerprint": _verify("adapter", [Path(adapter.path)], adapter.fingerprint)
-                }
-            )
-            for adapter in recipe.adapters
-        )
-        model_fingerprint = _verify("model", entry.weights, recipe.model_fingerprint)
-        image = recipe.image
-        if image is not None:
-            digest = _verify("image", [Path(image.path)], image.fingerprint)
-            image = image.model_copy(update={"fingerprint": digest})
-        return recipe.model_copy(
-            update={"adapters": adapters, "model_fingerprint": model_fingerprint, "image": image}
-        )
+        return resolved(recipe, entry)
 
     def _preset_entry(self, preset: ModelPreset) -> ModelEntry:
         folder = next(filter(is_model_folder, self._places(preset.source)), None)
@@ -235,6 +218,7 @@ class Registry:
                 f"preset {preset.name}.yaml: base is {preset.base!r} but must be one of "
                 f"{', '.join(bases)}"
             )
+        preset = preset.model_copy(update={"geometry": base.preset.geometry})
         entry = preset_on_base(preset, self._places(preset.source), base)
         return entry or ModelEntry(preset, None, _how_to_get(preset))
 
@@ -254,6 +238,32 @@ def _how_to_get(preset: ModelPreset) -> str:
     return (
         f"{preset.source} is not here; run `python -m pipelines download {preset.name} "
         f"--models DIR`, or put it at DIR/{Path(preset.source).name}, and start with --models DIR"
+    )
+
+
+def resolved(recipe: Recipe, entry: ModelEntry) -> Recipe:
+    """The recipe with all fingerprints, its model's included.
+
+    ValueError where a file is gone or has changed, or the model makes no videos of this size.
+    """
+    if entry.folder is None or entry.missing:
+        raise ValueError(f"model {recipe.model} cannot be used: {entry.missing}")
+    geometry = entry.preset.geometry
+    if problem := geometry.problem(recipe.width, recipe.height, recipe.num_frames):
+        raise ValueError(problem)
+    adapters = tuple(
+        adapter.model_copy(
+            update={"fingerprint": _verify("adapter", [Path(adapter.path)], adapter.fingerprint)}
+        )
+        for adapter in recipe.adapters
+    )
+    model_fingerprint = _verify("model", entry.weights, recipe.model_fingerprint)
+    image = recipe.image
+    if image is not None:
+        digest = _verify("image", [Path(image.path)], image.fingerprint)
+        image = image.model_copy(update={"fingerprint": digest})
+    return recipe.model_copy(
+        update={"adapters": adapters, "model_fingerprint": model_fingerprint, "image": image}
     )
 
 

@@ -6,6 +6,7 @@ base model that it stands on, whose VAE, text encoder and, for a LoRA, transform
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -47,11 +48,16 @@ def student_entry(folder: Path, name: str, bases: Mapping[str, ModelEntry]) -> M
         transformer, adapters = _weights(folder)
     except ValueError as error:
         return ModelEntry(preset, None, str(error))
-    inherited = {"license": base.preset.license, "prompts": base.preset.prompts}
-    preset = preset.model_copy(update=inherited)
+    preset = preset.model_copy(update=inherited_from(base))
     if transformer is None:  # its LoRA goes on top of what its base is made of
         transformer, adapters = base.transformer, (*base.adapters, *adapters)
     return ModelEntry(preset, base.folder, None, base.base or spec.base, transformer, adapters)
+
+
+def inherited_from(base: ModelEntry) -> dict[str, Any]:
+    """Fields of a preset that are those of the base model, whose VAE a student uses."""
+    own = base.preset
+    return {"license": own.license, "prompts": own.prompts, "geometry": own.geometry}
 
 
 def _read_spec(folder: Path) -> StudentSpec:

@@ -23,6 +23,7 @@ from pipelines.catalog.students import (
     TRANSFORMER,
     StudentSpec,
     base_entry,
+    inherited_from,
     is_student_folder,
     student_entry,
 )
@@ -121,8 +122,8 @@ def transformer_entry(path: Path, name: str, bases: Mapping[str, ModelEntry]) ->
             settings["title"] = spec.title
     except ValueError as error:
         return ModelEntry(preset, None, str(error), transformer=path)
-    inherited = {"license": base.preset.license, "prompts": base.preset.prompts}
-    preset = preset.model_copy(update={**settings, **inherited, "base": base.preset.name})
+    inherited = {**inherited_from(base), "base": base.preset.name}
+    preset = preset.model_copy(update={**settings, **inherited})
     return ModelEntry(preset, base.folder, _problem(path, base), base.preset.name, path)
 
 

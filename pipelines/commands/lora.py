@@ -134,7 +134,10 @@ def _verify(options: argparse.Namespace) -> int:
     from pipelines.models.loading import pick_device
 
     recipe = Registry(options.models).recipe(
-        options.base, VERIFY_PROMPT, adapters=[Adapter(path=str(options.file))], steps=VERIFY_STEPS
+        options.base,
+        VERIFY_PROMPT,
+        adapters=[Adapter(path=str(options.file))],
+        sampler={"num_inference_steps": VERIFY_STEPS},
     )
     difference, importer = largest_difference(
         base, recipe, options.export, pick_device(options.device)

@@ -17,7 +17,7 @@ from pipelines.lora.merge import load_merged
 from pipelines.models.loading import best_dtype, load_prompt_encoder, load_video_codec
 from pipelines.recipe import Adapter, Recipe
 from pipelines.sampling.denoiser import Denoiser
-from pipelines.sampling.guidance import check_guidance
+from pipelines.sampling.guidance import require_guidance_fits
 
 
 def largest_difference(
@@ -30,11 +30,11 @@ def largest_difference(
     stock = _flavour(export) == "diffusers"
     assert base.folder is not None
     prompts = load_prompt_encoder(base.folder, base.preset.text_length, device)
-    codec = load_video_codec(base.folder, device)
+    codec = load_video_codec(base.folder, device, base.preset.geometry)
 
     def video(transformer: WanTransformer3DModel) -> Tensor:
         model = Denoiser(transformer)
-        check_guidance(model, recipe.sampler)
+        require_guidance_fits(model, recipe.sampler)
         return sample_video(recipe, prompts, codec, model)
 
     transformer = load_merged(base, best_dtype(device), device)

@@ -1,4 +1,4 @@
-"""Atomic writes, content hashes, JSON and sizes of files; of weights only samples are read."""
+"""Atomic writes, content hashes, sizes, JSON and lists; of weights only samples are read."""
 
 import hashlib
 import json
@@ -85,6 +85,15 @@ def read_json(path: Path) -> Any:
         raise ValueError(
             f"{path} is not valid JSON ({error}); copy or download it again"
         ) from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list, such as one of prompts, without empty ones and those that start with #.
+
+    What is not UTF-8 shows as a replacement character.
+    """
+    lines = [line.strip() for line in path.read_text("utf-8", errors="replace").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def disk_bytes(path: Path) -> int:

@@ -8,9 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from pipelines.files.tensors import tensor_shapes
+from pipelines.geometry import WAN21
 
 Shapes = dict[str, tuple[int, ...]]
-NUM_LATENT_CHANNELS = 16
+NUM_LATENT_CHANNELS = WAN21.num_channels
 WIDTHS = (256, 128, 64, 64)
 GROWTH = (1, 2, 2)  # how many frames the end of each of the first three widths makes of one
 NUM_BLOCKS = 3  # at each of these widths

@@ -1,8 +1,8 @@
-"""What a file of `torch.save` holds, told without running it: names and shapes of its tensors.
+"""Names and shapes of the tensors in a weights file, without reading them: safetensors, pickles.
 
-The pickle in it is read by an unpickler that knows only the few names that plain tensors need, each
-with a stand-in of ours; any other name is refused, as `weights_only` refuses it. No weights are
-read, so it takes milliseconds.
+The pickle in a file of `torch.save` is not run: it is read by an unpickler that knows only the few
+names that plain tensors need, each with a stand-in of ours; any other name is refused, as
+`weights_only` refuses it.
 """
 
 import io
@@ -13,6 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+
+
+class Header:
+    """What a safetensors file says about itself: `shapes` by tensor name, and `metadata`."""
+
+    def __init__(self, path: Path):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                self.metadata: dict[str, str] = file.metadata() or {}
+                self.shapes = {
+                    name: tuple(file.get_slice(name).get_shape())
+                    for name in file.keys()  # noqa: SIM118
+                }
+        except SafetensorError as error:
+            raise ValueError(
+                f"weights {path} are damaged ({error}); copy or download the file again"
+            ) from error
+
 
 MAX_PICKLE_BYTES = 16 * 2**20  # names and shapes of a 14B transformer take 0.2 MB
 
@@ -80,20 +98,3 @@ def pickle_shapes(file: Path) -> dict[str, tuple[int, ...]]:
             f"weights {file} do not hold tensors by name; ask for the file as .safetensors"
         )
     return {name: tuple(shape) for name, shape in content.items()}
-
-
-class Header:
-    """What a safetensors file says about itself: `shapes` by tensor name, and `metadata`."""
-
-    def __init__(self, path: Path):
-        try:
-            with safe_open(path, framework="numpy") as file:
-                self.metadata: dict[str, str] = file.metadata() or {}
-                self.shapes = {
-                    name: tuple(file.get_slice(name).get_shape())
-                    for name in file.keys()  # noqa: SIM118
-                }
-        except SafetensorError as error:
-            raise ValueError(
-                f"weights {path} are damaged ({error}); copy or download the file again"
-            ) from error

@@ -3,7 +3,7 @@
 Not through diffusers' `from_single_file`: that one takes configurations from the hub by two known
 widths, drops the guidance embedder, runs what `from_pretrained` keeps in fp32 in bf16 where
 bf16 is asked for, and opens a file whole. Names and configurations are ours
-(pipelines/files/weight_names.py, native_configs.py), networks diffusers' and transformers'.
+(pipelines/files/weight_names.py, weight_configs.py), networks diffusers' and transformers'.
 """
 
 from collections.abc import Callable

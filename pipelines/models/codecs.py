@@ -1,6 +1,6 @@
 """What turns prompts, videos and images into numbers and back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -12,6 +12,8 @@ from transformers import (
     PreTrainedTokenizerBase,
     UMT5EncoderModel,
 )
+
+from pipelines.geometry import WAN21, Geometry
 
 
 @dataclass
@@ -52,23 +54,19 @@ class PromptEncoder:
 
 @dataclass
 class VideoCodec:
-    """What turns video into latents and back."""
+    """What turns video into latents and back: (F, H, W) below are a video's, (f, h, w) latents'."""
 
     vae: AutoencoderKLWan  # fp32, as in Wan's own inference, or bf16
+    geometry: Geometry = field(default=WAN21, kw_only=True)
 
     @property
     def device(self) -> torch.device:
         """Where the VAE lies."""
         return next(self.vae.parameters()).device
 
-    @property
-    def num_latent_channels(self) -> int:
-        """Channels of the latents, 16 for Wan2.1."""
-        return int(self.vae.config.z_dim)
-
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [B, C, F, H, W] -> video [B, F, 3, 8H, 8W] fp32 in [0, 1]."""
+        """Normalised latents [B, C, f, h, w] -> video [B, F, 3, H, W] fp32 in [0, 1]."""
         mean, std = self._latent_statistics()
         unscaled = (latents.float() * std + mean).to(self.vae.dtype)
         video = self.vae.decode(unscaled, return_dict=False)[0].float()
@@ -76,7 +74,7 @@ class VideoCodec:
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """Video [B, F, 3, H, W] in [0, 1] -> normalised latents [B, C, (F-1)/4+1, H/8, W/8] fp32.
+        """Video [B, F, 3, H, W] in [0, 1] -> normalised latents [B, C, f, h, w] fp32.
 
         The posterior's mean, never a sample, as in Wan's own preprocessing.
         """
@@ -84,7 +82,7 @@ class VideoCodec:
         return self.normalise(self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode())
 
     def normalise(self, vae_latents: Tensor) -> Tensor:
-        """Latents as the VAE's encoder has them [B, C, F, H, W] -> normalised ones."""
+        """Latents as the VAE's encoder has them [B, C, f, h, w] -> normalised ones."""
         mean, std = self._latent_statistics()
         return (vae_latents.to(self.device).float() - mean) / std
 

@@ -80,7 +80,7 @@ class ImageConditioner:
 
 
 def first_frame_latents(frames: Tensor, num_frames: int, codec: VideoCodec) -> Tensor:
-    """First frames [B, 3, H, W] in [0, 1] -> image latents [B, C, (num_frames-1)/4+1, H/8, W/8]."""
+    """First frames [B, 3, H, W] in [0, 1] -> latents [B, C, f, h, w] of `num_frames` frames."""
     video = frames[:, None].repeat(1, num_frames, 1, 1, 1)
     video[:, 1:] = GREY
     return codec.encode(video)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipelines.memory import EXPLAINED, MemorySettings
-from pipelines.recipe import Recipe
 
 GB = 1e9
 BLOCK_BYTES = (15, 3)  # of a forward, for each token: times width, times width of the feed-forward
@@ -61,12 +60,6 @@ class MemoryPlan:
     settings: MemorySettings
     device_bytes: float
     explanation: str
-
-
-def num_tokens(recipe: Recipe) -> int:
-    """Tokens of the video inside the transformer, whose patches are 1x2x2."""
-    frames, height, width = recipe.latent_shape
-    return frames * (height // 2) * (width // 2)
 
 
 def plan_memory(sizes: Sizes, free_bytes: float, free_ram_bytes: float) -> MemoryPlan:

@@ -39,6 +39,7 @@ from pipelines.formats.build import (
     load_native_vae,
 )
 from pipelines.formats.clip import load_native_image_encoder
+from pipelines.geometry import WAN21, Geometry
 from pipelines.models.codecs import ImageEncoder, PromptEncoder, VideoCodec
 from pipelines.sampling.guidance_embedder import (
     DTYPE_KEY,
@@ -84,10 +85,12 @@ def load_components(
     device: str,
     dtype: torch.dtype | None = None,
     transformer: Path | None = None,
+    geometry: Geometry = WAN21,
 ) -> Components:
     """Loads a folder of Wan; `dtype` is for transformer and text encoder.
 
-    `transformer` is a folder or file of a model's own, in place of the one in `folder`.
+    `transformer` is a folder or file of a model's own, in place of the one in `folder`; `geometry`
+    is what the model's preset says.
     ValueError in one sentence for a missing, damaged or foreign file.
     """
     dtype = dtype or best_dtype(device)
@@ -97,7 +100,7 @@ def load_components(
     reads_embeds = network.config.image_dim is not None
     return Components(
         **vars(prompts),
-        **vars(load_video_codec(folder, device)),
+        **vars(load_video_codec(folder, device, geometry)),
         transformer=network,
         image_encoder=load_image_encoder(folder, device) if reads_embeds else None,
         notes=(GATES_UNREAD,) if is_diffusers_part(path) and _has_gates(path) else (),
@@ -123,13 +126,25 @@ def load_prompt_encoder(
     )
 
 
-def load_video_codec(folder: Path, device: str) -> VideoCodec:
-    """The VAE alone of a folder that `load_components` reads."""
+def load_video_codec(folder: Path, device: str, geometry: Geometry = WAN21) -> VideoCodec:
+    """The VAE alone of a folder that `load_components` reads. ValueError for another geometry."""
     _refuse_incomplete(folder)
     part = vae_path(folder)
     if part.is_dir():
-        return VideoCodec(_load(AutoencoderKLWan, part, torch.float32, device))
-    return VideoCodec(load_native_vae(part, torch.float32, device))
+        vae = _load(AutoencoderKLWan, part, torch.float32, device)
+    else:
+        vae = load_native_vae(part, torch.float32, device)
+    strides = {
+        "spatial_stride": vae.config.scale_factor_spatial,
+        "temporal_stride": vae.config.scale_factor_temporal,
+    }
+    own = geometry.model_copy(update={**strides, "num_channels": vae.config.z_dim})
+    if own != geometry:
+        raise ValueError(
+            f"model: the VAE in {part} has the geometry {own}, and its settings say {geometry}; "
+            "correct geometry in its preset or sampler.json"
+        )
+    return VideoCodec(vae, geometry=geometry)
 
 
 def load_image_encoder(folder: Path, device: str) -> ImageEncoder:

@@ -23,7 +23,7 @@ from pipelines.memory import (
     MemorySettings,
     parse_memory,
 )
-from pipelines.models.fit_memory import Sizes, num_tokens, plan_memory
+from pipelines.models.fit_memory import Sizes, plan_memory
 from pipelines.models.loading import Components
 from pipelines.recipe import Recipe
 
@@ -40,7 +40,7 @@ class Placement:
     def __init__(self, components: Components, device: str, recipe: Recipe):
         self.components, self.device = components, device
         self.memory, memory = recipe.memory, parse_memory(recipe.memory)
-        self.num_tokens = num_tokens(recipe) if memory == "fit" else None
+        self.num_tokens = recipe.num_tokens(components.geometry) if memory == "fit" else None
         self.note = ""
         if memory == "fit":
             self.settings, self.note = _choose(components, device, recipe)
@@ -52,7 +52,8 @@ class Placement:
 
     def serves(self, recipe: Recipe) -> bool:
         """Whether the model lies as this recipe asks, and what `fit` chose does for its video."""
-        fits = self.num_tokens is None or num_tokens(recipe) <= self.num_tokens
+        num_tokens = recipe.num_tokens(self.components.geometry)
+        fits = self.num_tokens is None or num_tokens <= self.num_tokens
         return fits and recipe.memory == self.memory
 
     def encode_prompt(self, prompts: list[str]) -> Tensor:
@@ -210,7 +211,7 @@ def sizes(components: Components, recipe: Recipe) -> Sizes:
         width=config.num_attention_heads * config.attention_head_dim,
         feed_forward=config.ffn_dim,
         num_blocks=config.num_layers,
-        num_tokens=num_tokens(recipe),
+        num_tokens=recipe.num_tokens(components.geometry),
         num_pixels=recipe.width * recipe.height,
         num_frames=recipe.num_frames,
     )

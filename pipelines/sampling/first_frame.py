@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipelines.geometry import TEMPORAL_STRIDE
+from pipelines.geometry import WAN21
+
+MASK_CHANNELS = WAN21.temporal_stride  # of Wan2.1's networks: one for each frame of a latent's
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class ImageCondition:
         """[B, C, F, H, W] -> [B, C + 4 + C, F, H, W]; a condition of one image serves them all."""
         batch_size, _, *rest = noisy_latents.shape
         image_latents = self.image_latents.to(noisy_latents).expand(batch_size, -1, -1, -1, -1)
-        mask = noisy_latents.new_zeros(batch_size, TEMPORAL_STRIDE, *rest)
+        mask = noisy_latents.new_zeros(batch_size, MASK_CHANNELS, *rest)
         mask[:, :, 0] = 1
         return torch.cat([noisy_latents, mask, image_latents], dim=1)
 

@@ -64,3 +64,8 @@ def velocity_from_denoised(noisy_latents: Tensor, denoised: Tensor, sigma: Tenso
 def denoised_from_velocity(noisy_latents: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     """noisy - sigma * velocity. Shapes as latents, sigma [B]."""
     return noisy_latents - expand_sigma(sigma, noisy_latents) * velocity
+
+
+def euler_step(noisy_latents: Tensor, velocity: Tensor, sigma: Tensor, target: Tensor) -> Tensor:
+    """One step of the ODE dx / d sigma = velocity, from noise level sigma [B] to target [B]."""
+    return noisy_latents + expand_sigma(target - sigma, noisy_latents) * velocity

@@ -1,6 +1,6 @@
-"""What a clip looks like while it is being made: a small moving picture for its tile.
+"""Previews of a clip that is being made: small moving pictures for its tile.
 
-A worker draws it of what the last step took the clean latents to be; it lies in `previews/` and
+A worker draws one of what the last step took the clean latents to be; it lies in `previews/` and
 goes when the job ends.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from pipelines.files.disk import atomic_path
-from pipelines.geometry import TEMPORAL_STRIDE
+from pipelines.geometry import WAN21
 
 if TYPE_CHECKING:  # imports torch, which the web process must never do
     from torch import Tensor
@@ -24,6 +24,7 @@ MIN_PAUSE_SEC = 2.0
 PAUSE = 9  # times what a preview took: so at most a tenth of the time goes to previews
 MAX_WIDTH = 416  # pixels
 QUALITY = 70
+STRIDE = WAN21.temporal_stride  # preview decoders are of its latents
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def preview_name(data: Path, key: str) -> str | None:
 
 
 class Previews:
-    """Those of one clip; each replaces the one before."""
+    """The previews of one clip; each replaces the one before."""
 
     def __init__(self, decoder: "PreviewDecoder", path: Path, fps: int):
         self._decoder, self._path, self._fps = decoder, path, fps
@@ -68,11 +69,11 @@ class Previews:
     def _draw(self, estimate: "Tensor") -> None:
         from torch.nn.functional import avg_pool2d
 
-        frames = self._decoder.decode(estimate)[0, ::TEMPORAL_STRIDE]  # one for each latent frame
+        frames = self._decoder.decode(estimate)[0, ::STRIDE]  # one for each latent frame
         factor = -(-frames.shape[-1] // MAX_WIDTH)
         small = avg_pool2d(frames, factor).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         first, *others = [Image.fromarray(frame) for frame in small]
-        pause_ms = round(1000 * TEMPORAL_STRIDE / self._fps)
+        pause_ms = round(1000 * STRIDE / self._fps)
         with atomic_path(self._path) as temporary:
             first.save(
                 temporary, save_all=True, append_images=others, duration=pause_ms, loop=0,

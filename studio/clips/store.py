@@ -96,7 +96,7 @@ class ClipInfo:
 
 
 class Store:
-    """Every method is safe from any thread; one instance a process."""
+    """The open index. Every method is safe from any thread; one instance a process."""
 
     def __init__(self, path: Path):
         self._lock = threading.Lock()
@@ -144,7 +144,7 @@ class Store:
         return _comparison(rows[0]) if rows else None
 
     def recent_comparisons(self, limit: int) -> list[Comparison]:
-        """Newest first."""
+        """The newest comparisons, newest first."""
         rows = self._read("SELECT * FROM comparisons ORDER BY created DESC LIMIT ?", limit)
         return [_comparison(row) for row in rows]
 
@@ -234,7 +234,7 @@ class Store:
         return Job(**rows[0]) if rows else None
 
     def jobs(self, state: JobState) -> list[Job]:
-        """Oldest first."""
+        """The jobs in a state, oldest first."""
         return [
             Job(**r) for r in self._read("SELECT * FROM jobs WHERE state = ? ORDER BY id", state)
         ]
@@ -256,7 +256,7 @@ class Store:
         return _clip_info(rows[0]) if rows else None
 
     def recent_clips(self, limit: int) -> list[tuple[Recipe, ClipInfo]]:
-        """Newest first, only those with measured seconds."""
+        """The newest clips with measured seconds, newest first."""
         rows = self._read(
             "SELECT * FROM clips WHERE denoise_sec IS NOT NULL ORDER BY created DESC LIMIT ?", limit
         )

@@ -25,6 +25,7 @@ from pipelines.catalog.registry import Registry
 from pipelines.recipe import Recipe
 from studio.clips.live_preview import Previews, preview_path
 from studio.clips.store import ClipInfo, Job, Store
+from studio.runs.processes import find_older
 
 if TYPE_CHECKING:  # these import torch, which the web process must never do
     from pipelines.generate import Clip, ModelCache
@@ -32,7 +33,6 @@ if TYPE_CHECKING:  # these import torch, which the web process must never do
 
 POLL_SEC = 0.1  # how soon a free device takes the next job
 REPORT_SEC = 0.2  # progress is written at most this often
-CREATE_TIME_SLACK_SEC = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class WorkerSettings:
 
 
 class Workers:
-    """Runs the queue of a workplace on `devices` until `stop`."""
+    """The worker processes of one data folder, one for each of `devices`, and their queue."""
 
     def __init__(self, store: Store, place: WorkerSettings, devices: Sequence[str]):
         self.store = store
@@ -99,8 +99,7 @@ class Workers:
     def has_left(self, device: str) -> bool:
         """Whether no process that makes clips is on the device, an earlier studio's included."""
         return device not in self._pools and not any(
-            job.device == device and is_alive(job.worker_pid, job.worker_created)
-            for job in self.store.jobs("running")
+            job.device == device and has_worker(job) for job in self.store.jobs("running")
         )
 
     def _open_pool(self, device: str) -> None:
@@ -129,7 +128,7 @@ class Workers:
         """Jobs of an earlier studio: alive ones are left to finish, the others wait again."""
         own = {job.id for job, _ in self._running.values()}
         for job in self.store.jobs("running"):
-            if job.id not in own and not is_alive(job.worker_pid, job.worker_created):
+            if job.id not in own and not has_worker(job):
                 self.store.requeue(job.id)
 
     def _settle(self, device: str) -> None:
@@ -170,16 +169,11 @@ def death_reason(error: BaseException) -> str:
     return f"The worker process died ({type(error).__name__}); generate again."
 
 
-def is_alive(pid: int | None, created: float | None) -> bool:
-    """Whether exactly this process still runs; a pid alone may have been given away again."""
-    if pid is None or created is None:
+def has_worker(job: Job) -> bool:
+    """Whether the process that took a job still runs."""
+    if job.worker_pid is None or job.worker_created is None:
         return False
-    try:
-        process = psutil.Process(pid)
-        same = abs(process.create_time() - created) < CREATE_TIME_SLACK_SEC
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return find_older(job.worker_pid, job.worker_created) is not None
 
 
 # Below: what runs inside a worker process
@@ -213,7 +207,8 @@ def _worker_store(data: Path) -> Store:
 def warm_up(place: WorkerSettings, device: str, model: str, memory: str) -> None:
     """Imports torch and loads `model`."""
     models = _resident_models(place, device)
-    models.components(models.registry.recipe(model, prompt="", memory=memory))
+    recipe = models.registry.recipe(model, prompt="", memory=memory)
+    models.components(recipe, models.registry.entry(model))
 
 
 def run_job(place: WorkerSettings, device: str, job_id: int) -> None:

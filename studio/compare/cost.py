@@ -8,7 +8,7 @@ from studio.clips.store import ClipInfo
 
 
 def estimate_sec(recipe: Recipe, history: Sequence[tuple[Recipe, ClipInfo]]) -> float | None:
-    """Scaled by forwards from the newest clip of the same model and size; None without one."""
+    """Seconds by the forwards of the newest clip of the same model and size; None without one."""
     for earlier, info in history:
         same = all(
             getattr(earlier, name) == getattr(recipe, name)
@@ -38,7 +38,7 @@ def metric_lines(info: ClipInfo, first: ClipInfo | None) -> list[list[str]]:
 
 
 def warm_sec(info: ClipInfo) -> float | None:
-    """Total without loading the model, which only the first clip of a model pays."""
+    """Seconds without loading the model, which only the first clip of a model pays."""
     if info.total_sec is None or info.load_sec is None:
         return None
     return info.total_sec - info.load_sec
@@ -46,7 +46,7 @@ def warm_sec(info: ClipInfo) -> float | None:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Why variants cannot work, by label; seconds for the others; how many exist already."""
+    """What Generate would do: problems by label, seconds of each clip to make, how many exist."""
 
     problems: dict[str, str]
     seconds: list[float | None]

@@ -1,12 +1,12 @@
 """Variants as Gradio components: a fixed pool of four panels, read and filled as data.
 
-A handler gets the components' values as one flat tuple; `Form.read` makes the prompt and the
-variants of it, `Form.filled` makes the updates that show them.
+A handler with `Form.inputs`, a set, gets values by component; `Form.read` makes of them what
+Generate is asked for, `Form.filled` makes the updates that show it.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from gradio.components import Component
@@ -19,6 +19,16 @@ from studio.compare.variants import LORA_FIELDS, SHARED_FIELDS, Variant
 from studio.page.handlers import Updates
 
 NO_LORA = ""
+Values = Mapping[Component, Any]
+
+
+class Request(NamedTuple):
+    """What Generate is asked for, in the order of `Studio.submit`."""
+
+    variants: list[Variant]
+    prompt: str
+    image: str  # its name in the studio; empty for none
+    memory: str
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Form:
-    """Everything that Generate reads."""
+    """The components of Compare that Generate reads."""
 
     prompt: gr.Textbox
     first_frame: FirstFrame
@@ -53,11 +63,11 @@ class Form:
         return [panel.column for panel in self.panels]
 
     @property
-    def inputs(self) -> list[Component]:
-        """All components, in the order that `read` expects."""
-        panels = [component for panel in self.panels for component in panel.fields.values()]
-        texts = [self.prompt, self.first_frame.name, self.memory]
-        return [*texts, self.locks, self.num_variants, *self.shared.values(), *panels]
+    def inputs(self) -> set[Component]:
+        """All components that `read` asks for."""
+        panels = {component for panel in self.panels for component in panel.fields.values()}
+        texts = {self.prompt, self.first_frame.name, self.memory}
+        return {*texts, self.locks, self.num_variants, *self.shared.values(), *panels}
 
     @property
     def outputs(self) -> list[Any]:
@@ -66,28 +76,19 @@ class Form:
         frame = [self.first_frame.image, self.first_frame.row]
         return [*self.inputs, *sweeps, *self.columns, *frame]
 
-    def image_name(self, values: Sequence[Any]) -> str:
-        """The image among values as `read` expects them; empty where there is none."""
-        return str(values[self.inputs.index(self.first_frame.name)] or "")
-
-    def memory_words(self, values: Sequence[Any]) -> str:
-        """The memory choice among values as `read` expects them."""
-        return str(values[self.inputs.index(self.memory)] or "")
-
-    def read(self, values: Sequence[Any]) -> tuple[str, list[Variant]]:
-        """Prompt and visible variants. ValueError where a field has a value it cannot have."""
-        by_component = dict(zip(self.inputs, values, strict=True))
-        locks = by_component[self.locks]
+    def read(self, values: Values) -> Request:
+        """What the visible panels say. ValueError where a field has a value it cannot have."""
         variants = []
-        for panel in self.panels[: by_component[self.num_variants]]:
-            given = {name: by_component[c] for name, c in panel.fields.items()}
-            given |= {name: by_component[self.shared[name]] for name in locks}
+        for panel in self.panels[: values[self.num_variants]]:
+            given = {name: values[component] for name, component in panel.fields.items()}
+            given |= {name: values[self.shared[name]] for name in values[self.locks]}
             given = {name: value for name, value in given.items() if value not in (None, "")}
             try:
                 variants.append(Variant.model_validate(given))
             except ValidationError as error:
                 raise ValueError(f"Variant {panel.label}: {explain(error)}") from error
-        return by_component[self.prompt], variants
+        image, memory = values[self.first_frame.name] or "", values[self.memory] or ""
+        return Request(variants, values[self.prompt], image, memory)
 
     def filled(self, prompt: str, variants: Sequence[Variant]) -> Updates:
         """Updates that show these variants; what all agree on comes back locked."""

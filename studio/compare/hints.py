@@ -1,4 +1,4 @@
-"""What the memory choice of Compare means, in a line or two below it."""
+"""Hints below fields of Compare: what a memory choice means, and whether a LoRA fits."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from pipelines.catalog.registry import Registry
 from pipelines.files.lora_outline import lora_shapes, outline, summary, transformer_shapes
 from pipelines.memory import EXPLAINED, parse_memory
 from studio.clips.store import NUM_RECENT_CLIPS, Store
+from studio.compare.variants import NO_HINT
 
 PLAIN_HINT = "All on the device"
 MOVED_HINT = "Weights move between RAM and the device: the same videos"
@@ -15,7 +16,7 @@ FIRST_HINT = f"{FIT_HINT}; after a first clip you read here what that was"
 
 
 def memory_choices(*others: str) -> list[tuple[str, str]]:
-    """Label and value: plain, fit, and what else a studio or a clip was made with."""
+    """The choices of memory: plain, fit, and what else a studio or a clip was made with."""
     labels = {"plain": "Plain", "fit": "Fit to the device"}
     labels |= {words: words for words in others if words not in labels}
     return [(label, words) for words, label in labels.items()]
@@ -46,9 +47,6 @@ def _explanations(store: Store, models: Sequence[str]) -> dict[str, str]:
         if recipe.memory == "fit" and recipe.model in models and told:
             found.setdefault(recipe.model, told[0].removeprefix(EXPLAINED))
     return found
-
-
-NO_HINT = "A small file that changes the model"
 
 
 def lora_hint(registry: Registry, model: str, lora: str | None) -> str:

@@ -2,21 +2,22 @@
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
 from pipelines.catalog.registry import ModelEntry, Registry
-from pipelines.recipe import SamplerName
+from pipelines.recipe import Recipe, SamplerSpec
 from studio.compare.first_frame import draw_first_frame
 from studio.compare.form import NO_LORA, Form, Panel
-from studio.compare.hints import NO_HINT, PLAIN_HINT, memory_choices
+from studio.compare.hints import PLAIN_HINT, memory_choices
 from studio.compare.html import field_id
 from studio.compare.images import Example
 from studio.compare.variants import (
     LABELS,
     LORA_FIELDS,
+    SAMPLER_FIELDS,
     SHARED_FIELDS,
     SWEEP_FACTORS,
     Variant,
@@ -28,14 +29,15 @@ from studio.page.handlers import PRIVATE
 MIN_VARIANTS = 2
 FEW_STEPS = 4  # what B starts with: the question that this studio is about
 MAX_SEED = 2**32 - 1
+OF_VARIANT = Variant.model_json_schema()["properties"]
+OF_RECIPE = Recipe.model_json_schema()["properties"] | SamplerSpec.model_json_schema()["properties"]
 SWEEP = f"Compare lora_alpha x {', '.join(f'{factor:g}' for factor in SWEEP_FACTORS)}"
-LOCK_CHOICES = [("Seed", "seed"), ("Size", "size"), ("Frames", "num_frames")]
 
 
 def draw_form(
     registry: Registry, first_model: str, examples: Sequence[Example], memory: str
 ) -> Form:
-    """Everything that Generate reads: A as the model itself wants it, B the same in few steps."""
+    """The form of Compare: A as the model itself wants it, B the same in few steps."""
     first = own_variant(registry, first_model)
     few = first.model_copy(update={"num_inference_steps": FEW_STEPS})
     prompt = _draw_prompt(registry)
@@ -44,7 +46,7 @@ def draw_form(
     with gr.Row(elem_id="shared"):
         new_seed = gr.Button("New seed", elem_id="new-seed", render=False)
         shared = {
-            name: draw_shared(
+            name: draw_field(
                 name,
                 getattr(first, name),
                 buttons=[new_seed] if name == "seed" else None,
@@ -54,7 +56,7 @@ def draw_form(
             for name in SHARED_FIELDS
         }
         locks = gr.CheckboxGroup(
-            LOCK_CHOICES,
+            [(field_schema(name)["title"], name) for name in SHARED_FIELDS],
             value=list(SHARED_FIELDS),
             label="🔒 Same for all variants",
             info="Untick to set it in each variant",
@@ -80,7 +82,7 @@ def draw_form(
 
 
 def _draw_prompt(registry: Registry) -> gr.Textbox:
-    """Own words, or a prompt picked from a list."""
+    """The prompt: own words, or one picked from a list."""
     lists = registry.prompt_lists()
     prompts = registry.prompts(lists[0])
     with gr.Row(elem_id="prompts"):
@@ -108,7 +110,7 @@ def _draw_prompt(registry: Registry) -> gr.Textbox:
 
 
 def model_choices(registry: Registry) -> list[tuple[str, str]]:
-    """Title and name; a model that is not here stays in the list, so that one sees it."""
+    """The models, title and name; what is not here stays in the list, so that one sees it."""
     return [(_model_label(entry), name) for name, entry in registry.models().items()]
 
 
@@ -119,20 +121,31 @@ def _model_label(entry: ModelEntry) -> str:
 
 
 def lora_choices(registry: Registry) -> list[tuple[str, str]]:
-    """Name and path; the path is what a recipe holds."""
+    """The LoRAs, name and path; the path is what a recipe holds."""
     paths = registry.loras()
     return [("none", NO_LORA), *((lora_name(registry, path), str(path)) for path in paths)]
 
 
-def draw_shared(name: str, value: Any, **kwargs: Any) -> Component:
-    """Seed, size or number of frames."""
-    if name == "size":
-        return gr.Textbox(value, label="Size", info="width x height", **kwargs)
-    if name == "num_frames":
-        info = "4n+1: 17, 33, 81"
-        return gr.Number(value, label="Frames", info=info, precision=0, minimum=1, **kwargs)
-    info = "same seed, same noise"
-    return gr.Number(value, label="Seed", info=info, precision=0, minimum=0, **kwargs)
+def field_schema(name: str) -> dict[str, Any]:
+    """A field of `Variant` as JSON schema: its own hint, the rest from where a recipe has it."""
+    own = OF_VARIANT[name] | OF_VARIANT[name].get("anyOf", [{}])[0]
+    made = OF_RECIPE.get(SAMPLER_FIELDS.get(name, name), {})
+    return own | made | {"description": own.get("description")}
+
+
+def draw_field(name: str, value: Any, **look: Any) -> Component:
+    """The component of a field of `Variant`, by its type; `look` is what Gradio takes beside."""
+    schema = field_schema(name)
+    shown = {"value": value, "label": schema["title"], "info": schema["description"], **look}
+    if "enum" in schema:
+        shown["choices"] = schema["enum"]
+    if "choices" in shown:
+        return gr.Dropdown(**shown)
+    if schema["type"] == "string":
+        return gr.Textbox(**shown)
+    if schema["type"] == "integer":
+        return gr.Number(precision=0, minimum=schema.get("minimum"), **shown)
+    return gr.Number(**{"step": 0.5, **shown})  # its bounds are told by the forecast, with its name
 
 
 def draw_panel(registry: Registry, label: str, variant: Variant, visible: bool) -> Panel:
@@ -145,19 +158,17 @@ def draw_panel(registry: Registry, label: str, variant: Variant, visible: bool) 
         visible=visible, min_width=250, elem_id=f"variant-{label}", elem_classes="variant"
     ) as column:
         gr.HTML(f"<h3>Variant {label}</h3>", apply_default_css=False)
-        fields: dict[str, Component] = {
-            "model": gr.Dropdown(
-                model_choices(registry), value=variant.model, label="Model", **field("model")
-            ),
-        }
+        models = model_choices(registry)
+        fields = {"model": draw_field("model", variant.model, choices=models, **field("model"))}
         lora_fields, sweep = _draw_lora_fields(registry, field)
         fields |= lora_fields
         with gr.Row():
-            fields |= _draw_sampler_fields(variant, field)
+            for name in SAMPLER_FIELDS:
+                fields[name] = draw_field(name, getattr(variant, name), **field(name))
         with gr.Row():
             for name in SHARED_FIELDS:
                 value = getattr(variant, name)
-                fields[name] = draw_shared(name, value, visible=False, **field(name))
+                fields[name] = draw_field(name, value, visible=False, **field(name))
     return Panel(label, column, {name: fields[name] for name in Variant.model_fields}, sweep)
 
 
@@ -166,54 +177,13 @@ def _draw_lora_fields(
 ) -> tuple[dict[str, Component], gr.Button]:
     """The first LoRA; the others show when the one before is chosen. And the alphas' button."""
     choices = lora_choices(registry)
-    number = {"visible": False, "step": 0.1}
-    alpha = {"label": "lora_alpha", "info": "Empty: the file's own"}
     fields: dict[str, Component] = {}
     for index, (lora, strength) in enumerate(LORA_FIELDS):
-        label, shown = ("LoRA", len(choices) > 1) if index == 0 else ("Another LoRA", False)
-        fields[lora] = gr.Dropdown(
-            choices, value=NO_LORA, label=label, info=NO_HINT, visible=shown, **field(lora)
-        )
-        fields[strength] = gr.Number(
-            1.0, label="Strength", info="Multiplies the LoRA", **number, **field(strength)
-        )
+        shown = index == 0 and len(choices) > 1
+        fields[lora] = draw_field(lora, NO_LORA, choices=choices, visible=shown, **field(lora))
+        fields[strength] = draw_field(strength, 1.0, step=0.1, visible=False, **field(strength))
         if index == 0:
-            fields["lora_alpha"] = gr.Number(None, visible=False, **alpha, **field("lora_alpha"))
+            alpha = field("lora_alpha")
+            fields["lora_alpha"] = draw_field("lora_alpha", None, step=1, visible=False, **alpha)
             sweep = gr.Button(SWEEP, size="sm", visible=False, **field("sweep"))
     return fields, sweep
-
-
-def _draw_sampler_fields(
-    variant: Variant, field: Callable[[str], dict[str, Any]]
-) -> dict[str, Component]:
-    return {
-        "num_inference_steps": gr.Number(
-            variant.num_inference_steps,
-            label="Steps",
-            info="Fewer is faster",
-            precision=0,
-            minimum=1,
-            **field("num_inference_steps"),
-        ),
-        "flow_shift": gr.Number(
-            variant.flow_shift,
-            label="Shift",
-            info="Favours high noise",
-            step=0.5,
-            **field("flow_shift"),
-        ),
-        "guidance_scale": gr.Number(
-            variant.guidance_scale,
-            label="Guidance",
-            info="1 turns it off",
-            step=0.5,
-            **field("guidance_scale"),
-        ),
-        "sampler": gr.Dropdown(
-            list(get_args(SamplerName)),
-            value=variant.sampler,
-            label="Sampler",
-            info="How steps are taken",
-            **field("sampler"),
-        ),
-    }

@@ -1,17 +1,17 @@
-"""A variant is what one panel of Compare says; this module turns variants into recipes and back."""
+"""Variants, what the panels of Compare say: their fields, and their way into recipes and back."""
 
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from pipelines.catalog.entries import image_problem
 from pipelines.catalog.registry import STUDENTS, Registry
 from pipelines.files.lora_alpha import own_alpha
-from pipelines.recipe import Adapter, Recipe, SamplerName
+from pipelines.geometry import read_size
+from pipelines.recipe import SETTINGS, Adapter, Recipe, SamplerName, SamplerSpec
 from pipelines.strict import Strict
 
 LABELS = ("A", "B", "C", "D")
@@ -22,29 +22,39 @@ SHARED_FIELDS = (
 )  # locked across variants unless the user unlocks them
 # A variant's LoRAs, each with its strength; the order does not matter.
 LORA_FIELDS = (("lora", "strength"), ("lora_2", "strength_2"), ("lora_3", "strength_3"))
+NO_HINT = "A small file that changes the model"
 SWEEP_FACTORS = (0, 0.5, 0.75, 1)  # of a LoRA's own alpha; a reward's is best below its own
 
 
-class Variant(Strict):
-    """The fields of one panel. Empty means: the checkpoint's own."""
+Strength = Annotated[
+    float, Field(ge=-10, le=10, title="Strength", description="Multiplies the LoRA")
+]
+Another = Annotated[str | None, Field(title="Another LoRA", description=NO_HINT)]
 
-    model: str = Field(description="A name from list_models.")
-    lora: str | None = Field(default=None, description="A LoRA from list_models, or none.")
-    strength: float = Field(default=1.0, ge=-10, le=10, description="Multiplies the LoRA.")
+
+class Variant(Strict):
+    """The fields of one panel; their descriptions are its hints. Empty: the checkpoint's own.
+
+    Where a field becomes one of the recipe or its sampler, that one has the label and the bounds.
+    """
+
+    model: str  # a name from list_models
+    lora: str | None = Field(default=None, title="LoRA", description=NO_HINT)
+    strength: Strength = 1.0
     lora_alpha: float | None = Field(
-        default=None, ge=0, description="Replaces the alpha in the files of all LoRAs."
+        default=None, ge=0, title="lora_alpha", description="Empty: the file's own"
     )
-    lora_2: str | None = Field(default=None, description="Another LoRA on top.")
-    strength_2: float = Field(default=1.0, ge=-10, le=10, description="Multiplies lora_2.")
-    lora_3: str | None = Field(default=None, description="A third LoRA on top.")
-    strength_3: float = Field(default=1.0, ge=-10, le=10, description="Multiplies lora_3.")
-    num_inference_steps: int | None = None
-    flow_shift: float | None = None
-    guidance_scale: float | None = None
-    sampler: SamplerName | None = None
-    seed: int = 0
-    size: str | None = Field(default=None, description="WIDTHxHEIGHT, both multiples of 16.")
-    num_frames: int | None = Field(default=None, description="4n+1 frames.")
+    lora_2: Another = None
+    strength_2: Strength = 1.0
+    lora_3: Another = None
+    strength_3: Strength = 1.0
+    num_inference_steps: int | None = Field(default=None, description="Fewer is faster")
+    flow_shift: float | None = Field(default=None, description="Favours high noise")
+    guidance_scale: float | None = Field(default=None, description="1 turns it off")
+    sampler: SamplerName | None = Field(default=None, description="How steps are taken")
+    seed: int = Field(default=0, description="same seed, same noise")
+    size: str | None = Field(default=None, description="width x height")
+    num_frames: int | None = Field(default=None, description="4n+1: 17, 33, 81")
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:
@@ -55,6 +65,11 @@ class Variant(Strict):
             for lora, strength in chosen
             if lora is not None
         )
+
+
+# A variant's sampler settings, and how `SamplerSpec` calls them: the same but for the solver.
+SAMPLER_FIELDS = {name: name for name in Variant.model_fields if name in SamplerSpec.model_fields}
+SAMPLER_FIELDS |= {"sampler": "name"}
 
 
 def to_recipe(
@@ -81,7 +96,7 @@ def to_recipe(
         raise ValueError("the same lora is chosen twice; choose it once with the sum of strengths")
     if not prompt.strip():
         raise ValueError("prompt is empty; describe what the video should show")
-    width, height = parse_size(variant.size)
+    width, height = read_size(variant.size) if variant.size else (None, None)
     recipe = registry.recipe(
         variant.model,
         prompt.strip(),
@@ -89,10 +104,7 @@ def to_recipe(
         adapters=variant.adapters,
         seed=variant.seed,
         memory=memory,
-        steps=variant.num_inference_steps,
-        flow_shift=variant.flow_shift,
-        guidance_scale=variant.guidance_scale,
-        sampler=variant.sampler,
+        sampler={theirs: getattr(variant, name) for name, theirs in SAMPLER_FIELDS.items()},
         width=width,
         height=height,
         num_frames=variant.num_frames,
@@ -127,25 +139,12 @@ def alpha_sweep(registry: Registry, variant: Variant) -> list[Variant]:
     return [variant.model_copy(update={"lora_alpha": factor * alpha}) for factor in SWEEP_FACTORS]
 
 
-def parse_size(size: str | None) -> tuple[int | None, int | None]:
-    """'832x480' -> (832, 480); nothing -> (None, None)."""
-    if not size:
-        return None, None
-    match = re.fullmatch(r"\s*(\d{1,5})\s*x\s*(\d{1,5})\s*", size)
-    if match is None:
-        raise ValueError(f"size is {size!r} but must be WIDTHxHEIGHT, for example 832x480")
-    return int(match[1]), int(match[2])
-
-
 def from_recipe(recipe: Recipe) -> Variant:
     """The panel that shows a recipe, with every field spelled out."""
     return Variant(
         model=recipe.model,
         **lora_values(recipe.adapters),
-        num_inference_steps=recipe.sampler.num_inference_steps,
-        flow_shift=recipe.sampler.flow_shift,
-        guidance_scale=recipe.sampler.guidance_scale,
-        sampler=recipe.sampler.name,
+        **{name: getattr(recipe.sampler, theirs) for name, theirs in SAMPLER_FIELDS.items()},
         seed=recipe.seed,
         size=f"{recipe.width}x{recipe.height}",
         num_frames=recipe.num_frames,
@@ -206,10 +205,11 @@ def cli_command(registry: Registry, recipe: Recipe, out: str) -> str:
     words += [f"--prompt={recipe.prompt}", "--seed", str(recipe.seed)]
     if recipe.image is not None:
         words += [f"--image={recipe.image.path}"]
-    words += ["--steps", str(spec.num_inference_steps), "--shift", repr(spec.flow_shift)]
-    words += ["--guidance", repr(spec.guidance_scale), "--sampler", spec.name]
-    if spec.sigmas is not None:
-        words += ["--sigmas", ",".join(map(repr, spec.sigmas))]
+    for word, name in SETTINGS.items():
+        value = getattr(spec, name)
+        if value is not None:
+            listed = isinstance(value, tuple)
+            words += [f"--{word}", ",".join(map(str, value)) if listed else str(value)]
     if spec.reads_negative_prompt and recipe.negative_prompt != _own_negative(registry, recipe):
         words += [f"--negative-prompt={recipe.negative_prompt}"]
     words += ["--size", f"{recipe.width}x{recipe.height}", "--frames", str(recipe.num_frames)]

@@ -12,7 +12,6 @@ from trainers.sources.inspect import Look
 MAX_ROWS = 200
 MAX_PROBLEMS = 50
 NUM_REASONS = 5  # the most frequent problems, which are counted
-SPATIAL_STRIDE, TEMPORAL_STRIDE = 8, 4
 
 
 def look(seen: Look) -> str:
@@ -44,15 +43,14 @@ def facts(data: DataSet) -> str:
     """What is there, and what it takes."""
     parts = [bytes_words(data.num_bytes)]
     if data.captions:
-        parts = [plural(len(data.captions), "sample"), *map(size_words, data.shapes), *parts]
+        parts = [plural(len(data.captions), "sample"), *map(size_words, data.sizes), *parts]
     return " · ".join(parts)
 
 
-def size_words(shape: tuple[int, ...]) -> str:
-    """(C, F, h, w) of latents as the video's size."""
-    _, num_frames, height, width = shape
-    frames = (num_frames - 1) * TEMPORAL_STRIDE + 1
-    return f"{width * SPATIAL_STRIDE}x{height * SPATIAL_STRIDE}, {frames} frames"
+def size_words(size: tuple[int, int, int]) -> str:
+    """Width, height and frames of a video, for people."""
+    width, height, num_frames = size
+    return f"{width}x{height}, {num_frames} frames"
 
 
 def reasons(data: DataSet) -> str:

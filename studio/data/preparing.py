@@ -13,7 +13,7 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from pipelines.catalog.registry import Registry
+from pipelines.geometry import Geometry
 from studio.runs.files import read_json, read_jsonl
 from studio.runs.listing import PREPARE, Run, is_name
 from studio.train.training import Training, shown_path
@@ -33,7 +33,7 @@ class DataSet:
     shown_folder: str  # what `data.folder` of a run is to say
     run: Run | None  # that prepares it; None where it was made without one
     captions: Sequence[str]  # empty until it is finished
-    shapes: Sequence[tuple[int, ...]]  # of latents, each once
+    sizes: Sequence[tuple[int, int, int]]  # width, height and frames of the videos, each once
     num_bytes: int
     problems: Sequence[tuple[str, str]]  # file or prompt, and why it was not prepared
     previews: dict[int, Path]  # videos of some samples, by number
@@ -47,8 +47,12 @@ class Preparing:
 
     def look(self, tree: Mapping[str, Any], within_sec: float = LOOK_SEC) -> Look:
         """Validates the settings and looks at the source, in a process that may die of it."""
+        registry = self.training.registry
+        missing = registry.entry(str(tree["model"])).missing
+        if missing is not None:
+            raise ValueError(f"model: {missing}")
         with ProcessPool(max_workers=1, context=get_context("spawn")) as pool:
-            future = pool.schedule(look, (self._for_run(tree), within_sec), timeout=TIMEOUT_SEC)
+            future = pool.schedule(look, (tree, registry, within_sec), timeout=TIMEOUT_SEC)
             try:
                 seen: Look = future.result()
             except TooLong as error:
@@ -66,16 +70,6 @@ class Preparing:
         """Queues a preparation, first; returns its name. ValueError naming the field."""
         return self.supervisor.submit(self.look(tree, 0).config, devices, None, first=True)
 
-    def _for_run(self, tree: Mapping[str, Any]) -> dict[str, Any]:
-        """With the model as a process without this studio's models folders finds it."""
-        entry = self.training.registry.entry(str(tree["model"]))
-        if entry.missing is not None:
-            raise ValueError(f"model: {entry.missing}")
-        known = Registry().models().get(entry.preset.name)
-        if known is not None and known.missing is None:
-            return dict(tree)
-        return {**tree, "model": str(entry.own_folder)}
-
     def data_sets(self) -> list[DataSet]:
         """Living ones first, then the newest."""
         runs = {run.name: run for run in self.supervisor.runs() if run.method == PREPARE}
@@ -91,14 +85,14 @@ class Preparing:
     def _data_set(self, folder: Path, run: Run | None) -> DataSet:
         index = folder / INDEX
         modified = index.stat().st_mtime_ns if index.is_file() else 0
-        captions, shapes = read_index(index, modified) if modified else ((), ())
+        captions, sizes = read_index(index, modified) if modified else ((), ())
         return DataSet(
             name=folder.name,
             folder=folder,
             shown_folder=shown_path(folder),
             run=run,
             captions=captions,
-            shapes=shapes,
+            sizes=sizes,
             num_bytes=shards_bytes(folder, folder.stat().st_mtime_ns),
             problems=read_problems(folder),
             previews={int(p.stem): p for p in sorted((folder / PREVIEWS).glob("[0-9]*.mp4"))},
@@ -112,11 +106,12 @@ def read_problems(folder: Path) -> list[tuple[str, str]]:
 
 
 @functools.lru_cache(maxsize=64)
-def read_index(path: Path, modified: int) -> tuple[Sequence[str], Sequence[tuple[int, ...]]]:
-    """Captions, and the shapes of latents there are; read again only when the file is new."""
+def read_index(path: Path, modified: int) -> tuple[Sequence[str], Sequence[tuple[int, int, int]]]:
+    """Captions, and the sizes of video there are; read again only when the file is new."""
     index = read_json(path) or {}
-    shapes = dict.fromkeys(tuple(shape) for shape in index.get("shapes", ()))
-    return tuple(index.get("captions", ())), tuple(shapes)
+    geometry = Geometry.model_validate(index.get("geometry", {}))
+    sizes = dict.fromkeys(geometry.video_size(shape) for shape in index.get("shapes", ()))
+    return tuple(index.get("captions", ())), tuple(sizes)
 
 
 @functools.lru_cache(maxsize=64)

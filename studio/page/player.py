@@ -12,7 +12,7 @@ import gradio as gr
 from studio.page.handlers import answered
 from studio.page.markup import STATIC, render
 
-SCRIPTS = (STATIC / "player_tiles.js", STATIC / "player.js")  # in this order, in one scope
+SCRIPTS = (STATIC / "player_tiles.js", STATIC / "player.js")  # the second calls the first
 STYLE = STATIC / "player.css"
 
 
@@ -29,7 +29,7 @@ class Comparisons(Protocol):
 
 
 def draw_player(studio: Comparisons, elem_id: str = "player") -> gr.HTML:
-    """Not a subclass: for those Gradio writes a stub file beside the module."""
+    """The player. Not a subclass: for those Gradio writes a stub file beside the module."""
     return gr.HTML(
         value=None,
         html_template=render("player"),

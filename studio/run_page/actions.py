@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.catalog.registry import KEPT, ROOT, Registry
+from pipelines.catalog.steps import step_name
 from pipelines.recipe import Recipe
 from pipelines.video import read_recipe
 from studio.compare.variants import LABELS, own_variant
@@ -223,7 +224,7 @@ def export_checkpoint(run: Run, step: str) -> Path:
         raise ValueError(
             f"run: {run.name} has no checkpoint at step {step[:20]!r}; reload the page"
         )
-    folder = run.folder / "exports" / f"step_{saved[0].step:06d}"
+    folder = run.folder / "exports" / step_name(saved[0].step)
     if folder.is_dir() and folder.stat().st_mtime >= saved[0].saved:
         return folder
     config, run_dir = str(run.folder / CONFIG), str(run.folder)

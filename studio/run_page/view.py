@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.catalog.steps import step_of
 from studio.runs.files import LOG, METRICS, read_json, read_jsonl
 
 MAX_POINTS = 500  # of a curve; more than a chart has pixels for
@@ -17,7 +18,6 @@ MAX_FOUND = 200
 LOSS = "student/loss"
 NOT_FIGURES = {"step", "time"}
 OVERWRITTEN = re.compile(r"[^\n]*\r(?!\n)")  # what a progress bar wrote before its last state
-STEP = re.compile(r"step_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ def samples(folder: Path) -> list[SampleRow]:
     """The teacher's videos, then those of every validation, newest first."""
     rows = []
     for each in (folder / "samples").glob("*/"):
-        found = STEP.fullmatch(each.name)
+        step = step_of(each.name)
         videos = {path.stem: path for path in sorted(each.glob("*.mp4"))}
-        if videos and (found or each.name == "teacher"):
-            rows.append(SampleRow(int(found[1]) if found else None, videos))
+        if videos and (step is not None or each.name == "teacher"):
+            rows.append(SampleRow(step, videos))
     return sorted(rows, key=lambda row: -(row.step if row.step is not None else 10**9))
 
 
@@ -98,11 +98,10 @@ def checkpoints(folder: Path) -> list[SavedStep]:
     """Whole checkpoints, newest first."""
     best = (read_json(folder / "best.json") or {}).get("step")
     saved = []
-    for each in (folder / "checkpoints").glob("step_*"):
-        found = STEP.fullmatch(each.name)
-        if found:
+    for each in (folder / "checkpoints").glob("*"):
+        step = step_of(each.name)
+        if step is not None:
             modified = each.stat().st_mtime
-            step = int(found[1])
             saved.append(SavedStep(step, folder_size(each, modified), modified, step == best))
     return sorted(saved, key=lambda each: -each.step)
 

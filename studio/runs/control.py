@@ -162,6 +162,6 @@ def settle(folder: Path) -> None:
 
 
 def write_exit(folder: Path, status: Status) -> None:
-    """Unless the wrapper has, which knows better."""
+    """Writes down how a run ended, unless its wrapper has, which knows better."""
     ended = {"state": status.state, "reason": status.reason, "code": None, "time": time.time()}
     write_json(folder / EXIT, ended, new=True)

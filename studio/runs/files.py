@@ -46,12 +46,12 @@ def write_text(path: Path, text: str, new: bool = False) -> bool:
 
 
 def write_json(path: Path, data: Any, new: bool = False) -> bool:
-    """As `write_text`."""
+    """Writes JSON as `write_text` does."""
     return write_text(path, json.dumps(data), new)
 
 
 def read_json(path: Path) -> Any:
-    """None where the file is missing or damaged."""
+    """The JSON in a file, None where that is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -59,7 +59,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Every whole line; a run of days has few events, and they are read again only when new."""
+    """The JSON objects of a file, one a line; it is read again only when it has changed."""
     try:
         stat = path.stat()
     except FileNotFoundError:

@@ -21,7 +21,7 @@ class Launch(Strict):
     after: str | None = None  # the run that has to be finished first
 
     def shell(self) -> str:
-        """The same for a shell."""
+        """Environment and command as a line for a shell."""
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*variables, shlex.join(self.command)])
 
@@ -35,7 +35,7 @@ def num_ranks(devices: Devices) -> int:
 
 
 def build_launch(run_dir: Path, devices: Devices, after: str | None = None) -> Launch:
-    """One rank for each device: `cuda:0` and so on, or `cpu`, which may be named several times.
+    """How to start a run: one rank for each device; `cpu` may be named several times.
 
     Writes nothing. ValueError where the devices cannot be used together or are not here.
     """

@@ -28,7 +28,7 @@ MAX_NAME = 64
 
 @dataclass(frozen=True)
 class Run:
-    """One folder. Times are Unix times; `step` counts finished steps."""
+    """A run as its folder tells it. Times are Unix times; `step` counts finished steps."""
 
     name: str
     folder: Path
@@ -72,7 +72,7 @@ def free_name(runs_dir: Path, name: str) -> str:
 
 
 def read_launch(folder: Path) -> Launch | None:
-    """None for a run from a shell, and where the file is damaged."""
+    """How a run was started; None for one from a shell, and where the file is damaged."""
     try:
         return Launch.model_validate(read_json(folder / LAUNCH))
     except ValidationError:
@@ -183,7 +183,7 @@ def read_steps(folder: Path) -> Sequence[tuple[int, float]]:
 
 @functools.lru_cache(maxsize=512)
 def _read_steps(path: Path, mtime_ns: int, num_bytes: int) -> Sequence[tuple[int, float]]:
-    """The arguments change with the file: most runs have ended, and are read only once."""
+    """`read_steps` of a file as it was at a time; most runs have ended, and are read only once."""
     lines = parse_lines(tail(path)[-NUM_PACE_LINES:])
     return tuple((line["step"], line["time"]) for line in lines if {"step", "time"} <= line.keys())
 

@@ -50,7 +50,7 @@ ELSEWHERE = (
 
 @dataclass(frozen=True)
 class Status:
-    """Of the newest start. Times are Unix times, None where nobody wrote them down."""
+    """How a run's newest start went. Times are Unix times, None where nobody wrote them down."""
 
     state: State  # never queued: that is for the queue to say
     reason: str

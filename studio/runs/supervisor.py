@@ -70,7 +70,7 @@ class Supervisor:
         self._thread.start()
 
     def close(self) -> None:
-        """The runs go on."""
+        """Looks after the runs no longer; they go on."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -217,7 +217,7 @@ class Supervisor:
             log.exception("%s could not be started", folder.name)
 
     def _lend(self, devices: set[str]) -> None:
-        """A CPU is not lent out: clips and one run at a time share it."""
+        """Lends out devices, but no CPU: clips and one run at a time share it."""
         if self._generation is not None:
             self._generation.lend(frozenset(devices - {"cpu"}))
 
@@ -227,11 +227,11 @@ class Supervisor:
     # A run
 
     def save_now(self, name: str) -> None:
-        """A checkpoint after this step. ValueError where the run has no process."""
+        """Asks for a checkpoint after this step. ValueError where the run has no process."""
         control.ask(self._require(name, ALIVE).folder, "save_now")
 
     def sample_now(self, name: str) -> None:
-        """Videos after this step. ValueError where the run has no process or draws none."""
+        """Asks for videos after this step. ValueError where no process runs, or it draws none."""
         run = self._require(name, ALIVE)
         if read_tree(run.folder).get("validation") is None:
             raise ValueError(f"validation: {name} has none, so it cannot draw; set it in a clone")
@@ -281,5 +281,5 @@ class Supervisor:
 
 
 def job_number(run: Run) -> str | None:
-    """Of the Slurm job of a run that has not ended."""
+    """Number of the Slurm job of a run that has not ended."""
     return (read_json(run.folder / JOB) or {}).get("number") if run.state in ALIVE else None

@@ -86,7 +86,7 @@ def beat(file: Path) -> None:
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
-    """OSError where there is no such command."""
+    """Starts the training. OSError where there is no such command."""
     with log.open("ab") as output:
         return subprocess.Popen(
             command,

@@ -11,7 +11,7 @@ from gradio.components import Component
 from pipelines.recipe import Adapter
 from pipelines.video import read_recipe
 from studio.compare import html
-from studio.compare.form import Form
+from studio.compare.form import Form, Values
 from studio.compare.hints import lora_hint, memory_hint
 from studio.compare.images import Example
 from studio.compare.panels import MIN_VARIANTS, draw_form, model_choices
@@ -72,13 +72,12 @@ def wire_count(form: Form, add: gr.Button, remove: gr.Button) -> None:
     """Shows and hides panels; a new panel starts as a copy of the last."""
 
     @explained
-    def add_variant(*values: Any) -> Updates:
-        _, variants = form.read(values)
+    def add_variant(values: Values) -> Updates:
+        variants = form.read(values).variants
         if len(variants) == len(LABELS):
             raise ValueError(f"There is room for {len(LABELS)} variants.")
         panel = form.panels[len(variants)]
-        locks = values[form.inputs.index(form.locks)]
-        copied = form.panel_filled(panel, variants[-1].model_dump(), locks)
+        copied = form.panel_filled(panel, variants[-1].model_dump(), values[form.locks])
         return copied | form.counted(len(variants) + 1)
 
     def remove_variant(num_variants: int) -> Updates:
@@ -177,14 +176,14 @@ def wire_forecast(
 ) -> None:
     """Says before anything runs what Generate would do, and marks what differs."""
 
-    def forecast(*values: Any) -> str:
+    def forecast(values: Values) -> str:
         try:
-            prompt, variants = form.read(values)
-            image, memory = form.image_name(values), form.memory_words(values)
-            outlook = studio.forecast(variants, prompt, image, memory)
+            request = form.read(values)
+            outlook = studio.forecast(*request)
         except ValueError as error:
             return html.problems([sentence(error)])
-        return html.forecast(outlook, differing_fields(variants), LABELS[: len(variants)])
+        labels = LABELS[: len(request.variants)]
+        return html.forecast(outlook, differing_fields(request.variants), labels)
 
     gr.on(
         [page.load, *(component.change for component in form.inputs)],
@@ -203,10 +202,8 @@ def wire_generate(
     """Submits and returns at once; the player watches from then on."""
 
     @explained
-    def generate(*values: Any) -> tuple[dict[str, Any], str]:
-        prompt, variants = form.read(values)
-        image, memory = form.image_name(values), form.memory_words(values)
-        comparison_id = studio.submit(variants, prompt, image, memory)
+    def generate(values: Values) -> tuple[dict[str, Any], str]:
+        comparison_id = studio.submit(*form.read(values))
         return studio.status(comparison_id), html.history(studio.history())
 
     button.click(generate, form.inputs, [player, history], **PRIVATE)
@@ -216,13 +213,12 @@ def wire_sweep(studio: Studio, form: Form, player: gr.HTML, history: gr.HTML) ->
     """One click fills the panels with one variant at several alphas of its LoRA, and generates."""
 
     @explained
-    def sweep(index: int, *values: Any) -> Updates:
-        prompt, variants = form.read(values)
-        swept = alpha_sweep(studio.registry, variants[index])
-        image, memory = form.image_name(values), form.memory_words(values)
-        comparison_id = studio.submit(swept, prompt, image, memory)
+    def sweep(index: int, values: Values) -> Updates:
+        request = form.read(values)
+        swept = alpha_sweep(studio.registry, request.variants[index])
+        comparison_id = studio.submit(*request._replace(variants=swept))
         shown = {player: studio.status(comparison_id), history: html.history(studio.history())}
-        return form.filled(prompt, swept) | shown
+        return form.filled(request.prompt, swept) | shown
 
     for index, panel in enumerate(form.panels):
         outputs = [*form.outputs, player, history]
@@ -236,8 +232,8 @@ def draw_from_video(studio: Studio, form: Form) -> None:
         dropped = gr.File(label="Drop an MP4 made by this studio", file_types=[".mp4"], height=120)
 
     @explained
-    def take(path: str, label: str, *values: Any) -> Updates:
-        recipe = read_recipe(Path(path))
+    def take(values: Values) -> Updates:
+        recipe = read_recipe(Path(values[dropped]))
         variant, image = from_recipe(recipe), studio.images.name(recipe.image)
         if recipe.image is not None and not image:
             raise ValueError("The image of this clip is not in this studio; upload it first.")
@@ -246,15 +242,15 @@ def draw_from_video(studio: Studio, form: Form) -> None:
         lost = lost_fields(recipe, rebuilt)
         if lost:
             gr.Warning(f"The clip itself was made with another {', '.join(lost)}.")
-        _, variants = form.read(values)
-        index = LABELS.index(label)
+        variants = form.read(values).variants
+        index = LABELS.index(values[target])
         variants[index : index + 1] = [variant]
         updates = form.filled(recipe.prompt, variants) | form.memory_filled(recipe.memory)
         if first_frame is not None:
             updates |= form.first_frame.filled(image, first_frame)
         return updates
 
-    dropped.upload(take, [dropped, target, *form.inputs], form.outputs, **PRIVATE)
+    dropped.upload(take, {dropped, target, *form.inputs}, form.outputs, **PRIVATE)
 
 
 def wire_page_load(

@@ -10,6 +10,7 @@ from pipelines.catalog.downloads import Download, DownloadState, published
 from pipelines.catalog.registry import ModelEntry
 from pipelines.files.disk import disk_bytes
 from pipelines.memory import installed_attention
+from pipelines.recipe import SOLVERS
 from studio.compare.variants import lora_name
 from studio.models.downloads import Downloads
 from studio.page.handlers import require_action
@@ -23,7 +24,6 @@ ORDER = 5
 LINK = None
 STYLE = STATIC / "models.css"
 FOR_VIEWERS = True
-SOLVERS = {"unipc": "UniPC", "euler": "Euler", "lcm": "LCM"}
 NOTES = {
     "download": "It goes on when this page or the studio is closed.",
     "stop": "What has been downloaded is kept.",

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from pipelines.catalog.registry import PRESETS, ModelEntry, Registry
+from pipelines.files.disk import read_lines
 from studio.page.words import value_at
 from studio.runs.devices import default_devices
 from studio.runs.files import ROOT
@@ -168,8 +169,7 @@ class Training:
                 raise ValueError(f"data.file: {OUTSIDE.format(place=data['file'])}")
             if path.suffix not in PROMPT_SUFFIXES or not path.is_file():
                 raise ValueError(f"data.file: {data['file']} is no .txt or .jsonl file that exists")
-            lines = path.read_text(errors="replace").splitlines()
-            prompts = [line for line in lines if line.strip() and not line.startswith("#")]
+            prompts = read_lines(path)
             return len(prompts), prompts[:NUM_SHOWN]
         if source == "prepared" and data.get("folder"):
             path = ROOT / data["folder"] / "index.json"

@@ -99,7 +99,9 @@ def test_a_native_folder_makes_the_same_pixels_by_its_name(converted: Path, tmp_
     frames = []
     for model in (TINY, "native", "back"):
         small = {"width": 32, "height": 32, "num_frames": 5}
-        recipe = registry.recipe(model, "a small red circle moving left", steps=2, **small)
+        recipe = registry.recipe(
+            model, "a small red circle moving left", sampler={"num_inference_steps": 2}, **small
+        )
         *_, clip = generate(recipe, models, tmp_path / f"{model}.mp4")
         assert isinstance(clip, Clip)
         assert recipe.sampler.flow_shift == 3.0

@@ -29,10 +29,10 @@ def test_unipc_equals_the_stock_diffusers_pipeline(
 ) -> None:
     messy = "a  red circle &amp;amp; a blue\nsquare "
     negative = "black square" if guidance_scale > 1 else None
-    recipe = registry.recipe(
-        "mini", messy, steps=5, guidance_scale=guidance_scale, negative_prompt=negative, seed=3
-    )
-    components = models.components(recipe)
+    changes = {"num_inference_steps": 5, "guidance_scale": guidance_scale}
+    recipe = registry.recipe("mini", messy, sampler=changes, negative_prompt=negative, seed=3)
+    entry = models.registry.entry(recipe.model)
+    components = models.components(recipe, entry)
     ours = sample_video(recipe, components, components, Denoiser(components.transformer))
 
     pipeline = WanPipeline.from_pretrained(models_dir / "mini")
@@ -71,12 +71,12 @@ def test_a_clip_holds_its_frames_its_recipe_and_what_it_cost(
 def test_the_same_recipe_gives_the_same_frames_in_a_fresh_process_state(
     registry: Registry, tmp_path: Path
 ) -> None:
-    recipe = registry.recipe("mini", PROMPT, sampler="lcm", guidance_scale=1.0, seed=5)
+    recipe = registry.recipe("mini", PROMPT, sampler={"name": "lcm", "guidance_scale": 1.0}, seed=5)
     first = make(recipe, ModelCache(registry, "cpu"), tmp_path / "a.mp4")
     torch.rand(3)  # a global draw in between must not matter
     second = make(recipe, ModelCache(registry, "cpu"), tmp_path / "b.mp4")
     np.testing.assert_array_equal(read_video(first.path), read_video(second.path))
-    other = registry.recipe("mini", PROMPT, sampler="lcm", guidance_scale=1.0, seed=6)
+    other = registry.recipe("mini", PROMPT, sampler={"name": "lcm", "guidance_scale": 1.0}, seed=6)
     third = make(other, ModelCache(registry, "cpu"), tmp_path / "c.mp4")
     assert np.abs(read_video(first.path) - read_video(third.path)).max() > 0.01
 
@@ -93,26 +93,29 @@ def test_recipes_share_the_model_the_embeddings_and_the_noise_they_agree_on(
     registry: Registry, tmp_path: Path
 ) -> None:
     models = ModelCache(registry, "cpu")
-    recipes = [
-        registry.recipe("mini", PROMPT, seed=1),
-        registry.recipe("mini", PROMPT, seed=1, steps=2, sampler="euler", guidance_scale=3.0),
-        registry.recipe("mini", PROMPT, seed=1, steps=2, guidance_scale=1.0),
-    ]
+    samplers = (
+        {},
+        {"num_inference_steps": 2, "name": "euler", "guidance_scale": 3.0},
+        {"num_inference_steps": 2, "guidance_scale": 1.0},
+    )
+    recipes = [registry.recipe("mini", PROMPT, seed=1, sampler=sampler) for sampler in samplers]
     for index, recipe in enumerate(recipes):
         make(recipe, models, tmp_path / f"{index}.mp4")
     assert (models.num_loads, models.num_encodes) == (1, 2)  # the prompt and the empty prompt
-    inputs = [models.inputs(recipe, models.components(recipe)) for recipe in recipes]
+    entry = models.registry.entry(recipes[0].model)
+    components = models.components(recipes[0], entry)
+    inputs = [models.inputs(recipe, entry, components) for recipe in recipes]
     assert inputs[0].noise is inputs[1].noise is inputs[2].noise
-    assert inputs[0].prompt_embeds is inputs[2].prompt_embeds
-    assert inputs[0].negative_prompt_embeds is inputs[1].negative_prompt_embeds
-    assert inputs[2].negative_prompt_embeds is None
+    assert inputs[0].prompt.embeds is inputs[2].prompt.embeds
+    assert inputs[0].negative_embeds is inputs[1].negative_embeds
+    assert inputs[2].negative_embeds is None
 
 
 def test_without_guidance_a_step_is_one_forward_and_no_negative_prompt_is_encoded(
     registry: Registry, tmp_path: Path
 ) -> None:
     models = ModelCache(registry, "cpu")
-    recipe = registry.recipe("mini", PROMPT, guidance_scale=1.0)
+    recipe = registry.recipe("mini", PROMPT, sampler={"guidance_scale": 1.0})
     assert make(recipe, models, tmp_path / "a.mp4").num_forwards == 3
     assert models.num_encodes == 1
 
@@ -142,7 +145,7 @@ def test_a_lora_is_switched_without_loading_and_the_base_comes_back_bit_for_bit(
 def test_progress_names_its_phases_in_order_and_counts_down(
     registry: Registry, models: ModelCache, tmp_path: Path
 ) -> None:
-    recipe = registry.recipe("mini", PROMPT, steps=4)
+    recipe = registry.recipe("mini", PROMPT, sampler={"num_inference_steps": 4})
     *events, clip = generate(recipe, models, tmp_path / "clip.mp4")
     assert isinstance(clip, Clip)
     assert all(isinstance(event, Progress) for event in events)
@@ -163,7 +166,11 @@ def test_progress_names_its_phases_in_order_and_counts_down(
 def test_what_is_done_between_two_steps_does_not_count(
     registry: Registry, models: ModelCache, tmp_path: Path
 ) -> None:
-    for event in generate(registry.recipe("mini", PROMPT, steps=3), models, tmp_path / "clip.mp4"):
+    for event in generate(
+        registry.recipe("mini", PROMPT, sampler={"num_inference_steps": 3}),
+        models,
+        tmp_path / "clip.mp4",
+    ):
         if isinstance(event, Progress) and event.phase == "denoise" and event.step:
             time.sleep(1)
     assert isinstance(event, Clip)
@@ -236,7 +243,9 @@ def test_an_out_that_is_no_mp4_is_refused_before_anything_is_loaded(
 def test_a_prompt_longer_than_the_model_reads_is_noted(
     registry: Registry, models: ModelCache, tmp_path: Path
 ) -> None:
-    recipe = registry.recipe("mini", "red " * 20, steps=1, guidance_scale=1.0)
+    recipe = registry.recipe(
+        "mini", "red " * 20, sampler={"num_inference_steps": 1, "guidance_scale": 1.0}
+    )
     clip = make(recipe, models, tmp_path / "clip.mp4")
     assert clip.notes == ("the prompt has 21 tokens, and the model reads the first 12",)
 
@@ -251,5 +260,5 @@ def test_a_machine_without_room_keeps_the_model_used_last(models_dir: Path, tmp_
     registry = Registry([tmp_path])
     models = FullMachine(registry, "cpu")
     for name in ("one", "one", "two", "one"):
-        models.components(registry.recipe(name, PROMPT))
+        models.components(registry.recipe(name, PROMPT), registry.entry(name))
     assert models.num_loads == 3

@@ -12,7 +12,7 @@ from pipelines.lora.apply import MAX_RESIDENT, apply_adapters, read_lora, save_l
 from pipelines.models.loading import load_transformer
 from pipelines.recipe import Adapter, SamplerSpec
 from pipelines.sampling.denoiser import Denoiser
-from pipelines.sampling.guidance import check_guidance
+from pipelines.sampling.guidance import require_guidance_fits
 from pipelines.sampling.guidance_embedder import (
     OWN,
     activate_guidance_embedder,
@@ -20,6 +20,7 @@ from pipelines.sampling.guidance_embedder import (
     load_guidance_embedder,
     time_embedding,
 )
+from pipelines.sampling.prompt import Prompt
 from tests.pipelines.conftest import guidance_tensors, lora_tensors, velocity
 from tests.pipelines.test_adapters import expected_velocity
 
@@ -32,9 +33,10 @@ def guided_velocity(
 ) -> Tensor:
     """The velocity at guidance 4, given as an input."""
     noisy = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
-    prompt = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(1))
+    embeds = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        return Denoiser(transformer).velocity(noisy, torch.tensor([0.7]), prompt, guidance_scale)
+        prompt = Prompt(embeds, guidance_scale)
+        return Denoiser(transformer).velocity(noisy, torch.tensor([0.7]), prompt)
 
 
 def guided_lora(path: Path, seed: int, strength: float = 1.0) -> Adapter:
@@ -223,7 +225,7 @@ def test_a_sampler_and_a_model_that_do_not_belong_together_are_refused(
         add_guidance_embedder(transformer)
     spec = SamplerSpec.model_validate({"guidance_mode": mode, "guidance_scale": 1.0})
     if message is None:
-        check_guidance(Denoiser(transformer), spec)
+        require_guidance_fits(Denoiser(transformer), spec)
         return
     with pytest.raises(ValueError, match=message):
-        check_guidance(Denoiser(transformer), spec)
+        require_guidance_fits(Denoiser(transformer), spec)

@@ -17,9 +17,10 @@ from pipelines.catalog.registry import Registry
 from pipelines.generate import Clip, ModelCache, generate, sample_video
 from pipelines.models.first_frame import ImageConditioner
 from pipelines.recipe import FirstFrame, Recipe
-from pipelines.sampling.denoiser import Denoiser, conditioned
+from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.first_frame import ImageCondition
 from pipelines.sampling.guidance import guided
+from pipelines.sampling.prompt import Prompt
 from pipelines.video import read_recipe
 from tests.pipelines.conftest import build_pipeline
 
@@ -103,10 +104,11 @@ def test_a_continued_image_equals_the_stock_diffusers_pipeline(
     name: str, guidance_scale: float, folder: Path, models: ModelCache, photo: Path
 ) -> None:
     recipe = models.registry.recipe(
-        name, PROMPT, image=photo, seed=3, guidance_scale=guidance_scale
+        name, PROMPT, image=photo, seed=3, sampler={"guidance_scale": guidance_scale}
     )
-    components = models.components(recipe)
-    condition = models.inputs(recipe, components).condition
+    entry = models.registry.entry(recipe.model)
+    components = models.components(recipe, entry)
+    condition = models.inputs(recipe, entry, components).prompt.image
     model = Denoiser(components.transformer)
     ours = sample_video(recipe, components, components, model, condition)
     assert ours.std() > 0.01
@@ -116,8 +118,9 @@ def test_a_continued_image_equals_the_stock_diffusers_pipeline(
 
 def test_the_input_is_noise_then_mask_then_image(models: ModelCache, photo: Path) -> None:
     recipe = models.registry.recipe("plain", PROMPT, image=photo)
-    components = models.components(recipe)
-    condition = models.inputs(recipe, components).condition
+    entry = models.registry.entry(recipe.model)
+    components = models.components(recipe, entry)
+    condition = models.inputs(recipe, entry, components).prompt.image
     assert condition is not None
     noise = torch.randn(2, 16, 2, 4, 6)
     channels = condition.beside(noise)
@@ -131,13 +134,14 @@ def test_the_input_is_noise_then_mask_then_image(models: ModelCache, photo: Path
 
 def test_the_forward_without_the_prompt_still_sees_the_image(models: ModelCache) -> None:
     recipe = models.registry.recipe("plain", PROMPT)
-    model = Denoiser(models.components(recipe).transformer)
+    components = models.components(recipe, models.registry.entry("plain"))
+    model = Denoiser(components.transformer)
     conditions = [ImageCondition(torch.full((1, 16, 2, 4, 4), level)) for level in (-1.0, 1.0)]
     noise, sigma = torch.randn(1, 16, 2, 4, 4), torch.ones(1)
     embeds, negative = torch.randn(1, 4, 16), torch.randn(1, 4, 16)
     with torch.no_grad():
         only_negative = [
-            guided(conditioned(model, c), negative, 1e6)(noise, sigma, embeds) for c in conditions
+            guided(model, negative, 1e6)(noise, sigma, Prompt(embeds, image=c)) for c in conditions
         ]
     assert not torch.allclose(only_negative[0], only_negative[1])
 
@@ -150,7 +154,8 @@ def test_an_image_of_another_ratio_is_cut_and_not_squashed(
     wide = Image.new("RGB", (196, 64), "white")  # borders to the left and right
     wide.paste(whole, (50, 0))
     wide.save(tmp_path / "wide.png")
-    components = models.components(models.registry.recipe("clip", PROMPT))
+    registry = models.registry
+    components = models.components(registry.recipe("clip", PROMPT), registry.entry("clip"))
     conditioner = ImageConditioner(components, components.image_encoder, preprocessing)
     cut, same = (conditioner.condition(path, 48, 32, 5) for path in (tmp_path / "wide.png", photo))
     torch.testing.assert_close(cut.image_latents, same.image_latents)
@@ -163,7 +168,8 @@ def test_wan_itself_squashes_the_image_for_clip_and_diffusers_cuts_it(
     edges = np.asarray(Image.open(photo)).copy()
     edges[:, :8] = 255 - edges[:, :8]  # what lies outside of the middle square
     Image.fromarray(edges).save(tmp_path / "edges.png")
-    components = models.components(models.registry.recipe("clip", PROMPT))
+    registry = models.registry
+    components = models.components(registry.recipe("clip", PROMPT), registry.entry("clip"))
 
     def difference(preprocessing: str) -> float:
         conditioner = ImageConditioner(components, components.image_encoder, preprocessing)
@@ -274,8 +280,10 @@ def test_a_folder_from_the_hub_says_by_its_pipeline_that_it_continues_images(
 def test_a_text_length_at_which_diffusers_would_mix_up_text_and_image_is_refused(
     models: ModelCache,
 ) -> None:
-    model = Denoiser(models.components(models.registry.recipe("clip", PROMPT)).transformer)
+    registry = models.registry
+    components = models.components(registry.recipe("clip", PROMPT), registry.entry("clip"))
+    model = Denoiser(components.transformer)
     latents = torch.zeros(1, 16, 2, 4, 4)
     condition = ImageCondition(latents, torch.zeros(1, 5, 8))
     with pytest.raises(ValueError, match=r"text_length is 64 but .* need 512"):
-        model(latents, torch.ones(1), torch.zeros(1, 64, 16), condition=condition)
+        model(latents, torch.ones(1), Prompt(torch.zeros(1, 64, 16), image=condition))

@@ -17,7 +17,7 @@ SHARDS = ("diffusion_pytorch_model-1.safetensors", "diffusion_pytorch_model-2.sa
 
 @pytest.fixture
 def components(registry: Registry, models: ModelCache) -> Components:
-    return models.components(registry.recipe("mini", "a"))
+    return models.components(registry.recipe("mini", "a"), registry.entry("mini"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from pipelines.catalog.registry import Registry
+from pipelines.catalog.registry import Registry, resolved
 from pipelines.generate import Clip, ModelCache, denoise, generate
 from pipelines.memory import (
     MemorySettings,
@@ -26,19 +26,24 @@ LORA = Path("assets/students/tiny-dmd4/lora.safetensors")
 FP8_TOLERANCE = 0.05  # of the norm of latents; measured 0.004 to 0.041
 
 
-def recipe(model: str = "tiny-wan", **changes: object) -> Recipe:
+def recipe(model: str = "tiny-wan", steps: int = 2, **changes: object) -> Recipe:
     registry = Registry()
-    settings = {"steps": 2, "num_frames": 5, **changes}  # `memory` among them
+    settings = {
+        "sampler": {"num_inference_steps": steps},
+        "num_frames": 5,
+        **changes,
+    }  # `memory` among them
     made = registry.recipe(
         model, "a small red circle moving left on a black background", **settings
     )
-    return registry.resolve(made)
+    return resolved(made, registry.entry(made.model))
 
 
 def latents(models: ModelCache, recipe: Recipe) -> Tensor:
-    components = models.components(recipe)
-    models.adapt(recipe, components)
-    inputs = models.inputs(recipe, components)
+    entry = models.registry.entry(recipe.model)
+    components = models.components(recipe, entry)
+    models.adapt(recipe, entry, components)
+    inputs = models.inputs(recipe, entry, components)
     *_, last = denoise(recipe, Denoiser(components.transformer), inputs)
     return last
 
@@ -83,7 +88,8 @@ def test_fp8_storage_stays_near_the_plain_latents(plain: ModelCache, text: str) 
 
 def test_fp8_storage_halves_what_bf16_takes() -> None:
     made = recipe(memory="transformer=fp8_storage")
-    blocks = cache().components(made).transformer.blocks
+    models = cache()
+    blocks = models.components(made, models.registry.entry(made.model)).transformer.blocks
     linear = [module for module in blocks.modules() if isinstance(module, torch.nn.Linear)]
     assert {module.weight.dtype for module in linear} == {torch.float8_e4m3fn}
 
@@ -99,7 +105,7 @@ def test_loras_come_and_go_under_every_setting_that_takes_them(
         found = latents(models, made.model_copy(update={"memory": text}))
         assert difference(found, latents(plain, made)) <= tolerance
     held = with_lora.model_copy(update={"memory": text})
-    transformer = models.components(held).transformer
+    transformer = models.components(held, models.registry.entry(held.model)).transformer
     loras = [value for name, value in transformer.named_parameters() if ".lora_" in name]
     assert {value.dtype for value in loras} == {torch.float32}, "rounded to the storage's fp8"
 
@@ -149,7 +155,8 @@ def test_a_text_encoder_in_fp8_shares_no_embeddings_with_a_plain_one() -> None:
     embeds = []
     for text in ("plain", "text_encoder=fp8_storage", "text_encoder=cpu"):
         made = recipe(memory=text)
-        embeds.append(models.inputs(made, models.components(made)).prompt_embeds)
+        entry = models.registry.entry(made.model)
+        embeds.append(models.inputs(made, entry, models.components(made, entry)).prompt.embeds)
     assert not torch.equal(embeds[0], embeds[1])
     assert embeds[2] is embeds[0]
 
@@ -214,11 +221,12 @@ def test_a_quantised_transformer_refuses_loras_and_models_that_are_loras(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("pipelines.memory.find_spec", lambda name: name)
-    int8 = "transformer=int8"
+    int8, registry = "transformer=int8", Registry()
+    with_lora = recipe(adapters=[Adapter(path=str(LORA))], memory=int8)
     with pytest.raises(ValueError, match=r"^memory: LoRAs, .* transformer=int8; choose fp8_"):
-        cache().components(recipe(adapters=[Adapter(path=str(LORA))], memory=int8))
+        cache().components(with_lora, registry.entry(with_lora.model))
     with pytest.raises(ValueError, match=r"^memory: LoRAs, and models that are LoRAs"):
-        cache().components(recipe("tiny-dmd4", memory=int8))
+        cache().components(recipe("tiny-dmd4", memory=int8), registry.entry("tiny-dmd4"))
 
 
 def test_int8_weights_stay_near_the_plain_latents(plain: ModelCache) -> None:

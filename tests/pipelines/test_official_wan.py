@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipelines.models.loading import load_transformer
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.guidance_embedder import guidance_input, time_embedding
+from pipelines.sampling.prompt import Prompt
 from tests.pipelines.official_wan import (
     DIM,
     IMAGE,
@@ -58,7 +59,7 @@ def test_text_to_video_equals_the_official_network(tmp_path: Path) -> None:
     assert expected.std() > 0.1
     velocity = ours(transformer, latents, encoder_hidden_states=prompt_embeds)
     torch.testing.assert_close(velocity, expected, **TOLERANCE)
-    denoised = Denoiser(transformer)(latents, TIMESTEP / 1000, prompt_embeds)
+    denoised = Denoiser(transformer)(latents, TIMESTEP / 1000, Prompt(prompt_embeds))
     sigma = TIMESTEP.view(-1, 1, 1, 1, 1) / 1000
     torch.testing.assert_close(denoised, latents - sigma * expected, **TOLERANCE)
 

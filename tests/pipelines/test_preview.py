@@ -132,7 +132,8 @@ def test_each_step_tells_what_it_takes_the_clean_latents_to_be(
     sampler: str, wan_latents: Path, models: ModelCache, tmp_path: Path
 ) -> None:
     registry = Registry([wan_latents])
-    recipe = registry.recipe("mini", "a red", sampler=sampler, steps=3, guidance_scale=2.0)
+    changes = {"name": sampler, "num_inference_steps": 3, "guidance_scale": 2.0}
+    recipe = registry.recipe("mini", "a red", sampler=changes)
     own = ModelCache(registry, "cpu")
     *events, clip = generate(recipe, own, tmp_path / "clip.mp4")
     assert isinstance(clip, Clip)
@@ -140,8 +141,9 @@ def test_each_step_tells_what_it_takes_the_clean_latents_to_be(
     assert [e.phase for e in events if e.estimate is not None] == ["denoise"] * 3
     last = [estimate for estimate in estimates if estimate is not None][-1]
     # The last step lands on the estimate, so the VAE makes the clip of it.
-    shown = own.components(recipe).decode(last)[0].permute(0, 2, 3, 1).numpy()
+    components = own.components(recipe, registry.entry("mini"))
+    shown = components.decode(last)[0].permute(0, 2, 3, 1).numpy()
     assert abs(read_video(clip.path) - shown).mean() < 0.02
-    recipe = models.registry.recipe("mini", "a red", steps=1)
+    recipe = models.registry.recipe("mini", "a red", sampler={"num_inference_steps": 1})
     *events, _ = generate(recipe, models, tmp_path / "clip.mp4")
     assert all(event.estimate is None for event in events)

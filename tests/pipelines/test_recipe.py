@@ -1,7 +1,10 @@
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
-from pipelines.recipe import Adapter, Recipe, SamplerSpec
+from pipelines.geometry import Geometry
+from pipelines.recipe import SOLVERS, Adapter, Recipe, SamplerName, SamplerSpec
 from pipelines.strict import explain
 
 
@@ -64,10 +67,11 @@ def test_a_wrong_value_is_named_in_one_sentence(fields: dict[str, object], messa
 def test_forwards_and_latents_are_counted_as_wan_does() -> None:
     guided = recipe(sampler={"num_inference_steps": 50, "guidance_scale": 5.0})
     assert guided.num_forwards == 100
-    assert guided.latent_shape == (21, 60, 104)  # 81 frames of 832x480
+    assert guided.latent_shape(Geometry()) == (16, 21, 60, 104)  # 81 frames of 832x480
+    assert guided.num_tokens(Geometry()) == 21 * 30 * 52
     plain = recipe(sampler={"num_inference_steps": 4, "guidance_scale": 1.0}, num_frames=1)
     assert plain.num_forwards == 4
-    assert plain.latent_shape == (1, 60, 104)
+    assert plain.latent_shape(Geometry()) == (16, 1, 60, 104)
 
 
 @pytest.mark.parametrize(
@@ -85,3 +89,7 @@ def test_memory_is_part_of_the_key_where_it_is_not_plain() -> None:
     assert recipe(memory="plain").key() == recipe().key()
     assert "memory" not in recipe().to_json()
     assert len({recipe(memory=words).key() for words in ("plain", "fit", "vae=bf16")}) == 3
+
+
+def test_every_solver_has_a_name_for_people() -> None:
+    assert tuple(SOLVERS) == get_args(SamplerName)

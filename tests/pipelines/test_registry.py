@@ -118,9 +118,8 @@ def test_loras_are_recognised_by_names_alone(own_models: Path) -> None:
 def test_a_recipe_has_the_checkpoints_settings_under_the_overrides(registry: Registry) -> None:
     own = registry.recipe("mini", "a")
     assert (own.sampler.num_inference_steps, own.width, own.num_frames, own.fps) == (3, 32, 5, 8)
-    changed = registry.recipe(
-        "mini", "a", seed=4, steps=7, flow_shift=8.0, sampler="euler", width=48, num_frames=9
-    )
+    changes = {"num_inference_steps": 7, "flow_shift": 8.0, "name": "euler"}
+    changed = registry.recipe("mini", "a", seed=4, sampler=changes, width=48, num_frames=9)
     assert changed.sampler.model_dump(exclude={"sigmas", "guidance_mode"}) == {
         "name": "euler",
         "num_inference_steps": 7,
@@ -128,7 +127,9 @@ def test_a_recipe_has_the_checkpoints_settings_under_the_overrides(registry: Reg
         "guidance_scale": 5.0,
     }
     assert (changed.width, changed.height, changed.num_frames, changed.seed) == (48, 32, 9, 4)
-    none = registry.recipe("mini", "a", steps=None, width=None, negative_prompt=None)
+    none = registry.recipe(
+        "mini", "a", sampler={"flow_shift": None}, width=None, negative_prompt=None
+    )
     assert none.key() == own.key()
     assert changed.key() != own.key()
 
@@ -138,12 +139,22 @@ def test_steps_and_explicit_sigmas_agree_or_are_refused(own_models: Path) -> Non
     spec["sampler"] |= {"sigmas": [1.0, 0.6, 0.2]}
     (own_models / "mini" / "sampler.json").write_text(json.dumps(spec))
     registry = Registry([own_models])
-    assert registry.recipe("mini", "a").sampler.sigmas == (1.0, 0.6, 0.2)
-    assert registry.recipe("mini", "a", steps=3).sampler.sigmas == (1.0, 0.6, 0.2)
-    assert registry.recipe("mini", "a", steps=4).sampler.sigmas is None
-    assert registry.recipe("mini", "a", sigmas=[1.0, 0.5]).sampler.num_inference_steps == 2
+
+    def sampler(**changes: object) -> SamplerSpec:
+        return registry.recipe("mini", "a", sampler=changes).sampler
+
+    assert sampler().sigmas == (1.0, 0.6, 0.2)
+    assert sampler(num_inference_steps=3).sigmas == (1.0, 0.6, 0.2)
+    assert sampler(num_inference_steps=4).sigmas is None
+    assert sampler(sigmas=[1.0, 0.5]).num_inference_steps == 2
     with pytest.raises(ValueError, match="num_inference_steps is 3 but sigmas lists 2"):
-        registry.recipe("mini", "a", sigmas=[1.0, 0.5], steps=3)
+        sampler(sigmas=[1.0, 0.5], num_inference_steps=3)
+
+
+def test_a_recipe_refuses_settings_that_it_does_not_know(registry: Registry) -> None:
+    for unknown in ({"steps": 3}, {"sampler": {"steps": 3}}):
+        with pytest.raises(ValueError, match=r"^steps: is not a known setting"):
+            registry.recipe("mini", "a", **unknown)
 
 
 def test_a_lora_that_carries_its_sampler_replaces_the_models_own(
@@ -156,7 +167,9 @@ def test_a_lora_that_carries_its_sampler_replaces_the_models_own(
     save_file(lora_tensors(1), path, metadata={"sampler": fast.model_dump_json()})
     recipe = registry.recipe("mini", "a", adapters=[Adapter(path=str(path))])
     assert recipe.sampler == fast
-    guided = registry.recipe("mini", "a", adapters=[Adapter(path=str(path))], guidance_scale=5.0)
+    guided = registry.recipe(
+        "mini", "a", adapters=[Adapter(path=str(path))], sampler={"guidance_scale": 5.0}
+    )
     assert "set guidance_scale to 1" in (guided.sampler.problem() or "")
 
 
@@ -166,12 +179,12 @@ def test_without_guidance_the_negative_prompt_is_left_out_or_refused(
     (own_models / "mini" / "sampler.json").unlink()  # then Wan's defaults hold
     wan = Registry([own_models])
     assert wan.recipe("mini", "a").negative_prompt == WAN_NEGATIVE_PROMPT
-    assert wan.recipe("mini", "a", guidance_scale=1.0).negative_prompt == ""
+    assert wan.recipe("mini", "a", sampler={"guidance_scale": 1.0}).negative_prompt == ""
     assert registry.recipe("mini", "a", negative_prompt="ugly").negative_prompt == "ugly"
     with pytest.raises(
         ValueError, match="negative_prompt is read only with guidance_scale above 1"
     ):
-        registry.recipe("mini", "a", guidance_scale=1.0, negative_prompt="ugly")
+        registry.recipe("mini", "a", sampler={"guidance_scale": 1.0}, negative_prompt="ugly")
 
 
 def test_fingerprints_follow_content_and_not_time_or_name(own_models: Path, tmp_path: Path) -> None:
@@ -274,3 +287,19 @@ def test_every_preset_says_where_it_comes_from_and_stands_on_a_preset_that_is_wh
 
 
 I2V = "tiny-wan-i2v"  # its base brings the VAE and the text encoder only
+
+
+def test_models_folders_are_those_of_the_environment_where_none_is_named(
+    own_models: Path, tmp_path: Path
+) -> None:
+    folders = os.pathsep.join(map(str, (tmp_path / "absent", own_models)))
+    code = "from pipelines.catalog.registry import Registry as R; r = R(); "
+    code += "print(*r.model_dirs, r.download_dir, r.entry('mini').folder)"
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"STUDIO_MODELS": folders},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.split() == [str(own_models), str(own_models), str(own_models / "mini")]

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from pipelines.recipe import SamplerSpec
 from pipelines.sampling.flow import sigma_schedule
+from pipelines.sampling.prompt import Prompt
 from pipelines.sampling.samplers import draw_noise, sample, unipc_scheduler
 
 SHAPE = (1, 16, 2, 4, 4)
@@ -18,7 +19,7 @@ class PointMass:
         self.point = point
         self.sigmas: list[float] = []
 
-    def __call__(self, noisy_latents: Tensor, sigma: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def __call__(self, noisy_latents: Tensor, sigma: Tensor, prompt: Prompt) -> Tensor:
         self.sigmas.append(float(sigma[0]))
         return self.point
 

@@ -120,7 +120,7 @@ def test_the_json_beside_a_file_names_its_base_and_sampler(own_models: Path) -> 
     entry = registry.models()["model.pt"]
     assert (entry.missing, entry.base, entry.preset.title) == (None, "mini", "Self-Forcing")
     assert entry.preset.sampler == SamplerSpec.model_validate(FEW)
-    components = ModelCache(registry, "cpu").components(registry.recipe("model.pt", "a"))
+    components = ModelCache(registry, "cpu").components(registry.recipe("model.pt", "a"), entry)
     state = components.transformer.state_dict()
     assert torch.equal(state["proj_out.bias"], native_weights(own_models)["head.head.bias"])
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.__main__ import main
-from pipelines.catalog.registry import Registry
+from pipelines.catalog.registry import Registry, resolved
 from pipelines.catalog.students import LORA_FILE
 from pipelines.generate import Clip, ModelCache, generate
 from pipelines.recipe import Adapter, Recipe, SamplerSpec
@@ -135,7 +135,7 @@ def test_a_lora_on_top_of_a_lora_student_has_both(registry: Registry, own_models
     recipe = registry.recipe("rewarded", PROMPT)
     write_lora(own_models / "few", seed=9)
     with pytest.raises(ValueError, match="has changed since this recipe was made"):
-        registry.resolve(recipe)
+        resolved(recipe, registry.entry(recipe.model))
 
 
 def test_weights_that_are_not_whole_are_named(registry: Registry, own_models: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_recipe_changes_with_the_students_weights_and_with_its_bases(
     after = keys()
     assert [name for name in names if before[name] != after[name]] == ["few"]
     with pytest.raises(ValueError, match=r"model .*few.* has changed since this recipe was made"):
-        registry.resolve(stale)
+        resolved(stale, registry.entry(stale.model))
     config = own_models / "mini" / "transformer" / "config.json"
     config.write_text(config.read_text() + "\n")
     assert not set(after.values()) & set(keys().values())
@@ -196,7 +196,7 @@ def test_a_student_with_its_own_transformer_is_sampled_with_it(
     save_file(tensors, weights, metadata={"format": "pt"})
     models = ModelCache(registry, "cpu")
     recipe = registry.recipe("whole", PROMPT)
-    own = models.components(recipe).transformer
+    own = models.components(recipe, registry.entry(recipe.model)).transformer
     assert torch.equal(own.proj_out.bias.cpu(), tensors["proj_out.bias"])
     assert make(registry, models, recipe, tmp_path / "clip.mp4").num_forwards == 2
 
@@ -209,7 +209,7 @@ def test_guidance_as_an_input_changes_the_video_at_one_forward_a_step(
         make(
             registry,
             models,
-            registry.recipe("guided", PROMPT, guidance_scale=scale),
+            registry.recipe("guided", PROMPT, sampler={"guidance_scale": scale}),
             tmp_path / f"{scale}.mp4",
         )
         for scale in (1.0, 4.0, 8.0)

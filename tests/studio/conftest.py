@@ -51,9 +51,8 @@ def wait_for(look: Callable[[], Value], timeout_sec: float = 120) -> Value:
 
 
 def tiny_recipe(steps: int = 1, guidance: float = 1.0, seed: int = 0) -> Recipe:
-    return Registry().recipe(
-        "tiny-wan", PROMPT, seed=seed, steps=steps, guidance_scale=guidance, num_frames=5
-    )
+    sampler = {"num_inference_steps": steps, "guidance_scale": guidance}
+    return Registry().recipe("tiny-wan", PROMPT, seed=seed, sampler=sampler, num_frames=5)
 
 
 class App:

@@ -65,7 +65,7 @@ def test_the_lists_of_runs_and_data_show_text_as_text(run: Run, tmp_path: Path) 
         shown_folder=ATTACK,
         run=run,
         captions=(ATTACK,),
-        shapes=(),
+        sizes=(),
         num_bytes=1,
         problems=((ATTACK, ATTACK),),
         previews={0: tmp_path / "0.mp4"},

@@ -41,7 +41,7 @@ def test_it_is_stopped_and_resumed_as_a_run_and_becomes_data(
     assert until(supervisor, name, "finished").step == 400
     (data,) = preparing.data_sets()
     assert list(data.captions) == prompts
-    assert data.shapes == ((16, 5, 8, 8),)
+    assert data.sizes == ((64, 64, 17),)
     assert data.num_bytes > 10**5
 
 
@@ -56,7 +56,19 @@ def test_a_look_says_what_is_wrong_in_the_words_of_the_command(
     ):
         (tmp_path / "prompts.txt").write_text("a red circle")
         with pytest.raises(ValueError, match=f"^{said}"):
-            look(tree(tmp_path / "prompts.txt") | change, 0)
+            look(tree(tmp_path / "prompts.txt") | change, Registry(), 0)
     with pytest.raises(ValueError, match="did you mean"):
         preparing.look(tree(tmp_path / "prompts.txt") | {"model": "tiny-van"})
     assert preparing.data_sets() == []
+
+
+def test_a_model_of_the_studios_own_folder_is_known_to_the_look_and_to_the_run(
+    supervisor: Supervisor, models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a red circle")
+    monkeypatch.setenv("STUDIO_MODELS", str(models_dir))  # as `app.py --models` does
+    training = Training(Registry([models_dir]), Methods(tmp_path), supervisor)
+    asked = tree(tmp_path / "prompts.txt") | {"model": "student"}
+    name = Preparing(training).start(asked, ["cpu"])
+    assert until(supervisor, name, "finished").step == 1
+    training.methods.close()

@@ -4,11 +4,13 @@
 """
 
 import signal
+from dataclasses import fields
 
 import psutil
 
 from pipelines.video import read_recipe
-from studio.clips.workers import clip_path, is_alive
+from studio.clips.store import Job
+from studio.clips.workers import clip_path, has_worker
 from tests.studio.conftest import App, tiny_recipe, wait_for
 
 
@@ -66,6 +68,12 @@ def test_a_running_job_stops_at_the_next_step_when_it_is_cancelled(app: App) -> 
 
 def test_a_recycled_pid_is_not_taken_for_the_worker() -> None:
     process = psutil.Process()
-    assert is_alive(process.pid, process.create_time())
-    assert not is_alive(process.pid, process.create_time() - 100)
-    assert not is_alive(None, None)
+    pid, created = process.pid, process.create_time()
+    nothing = dict.fromkeys(field.name for field in fields(Job))
+    for worker, lives in (
+        ((pid, created), True),
+        ((pid, created - 100), False),
+        ((None,) * 2, False),
+    ):
+        job = Job(**nothing | dict(zip(("worker_pid", "worker_created"), worker, strict=True)))
+        assert has_worker(job) == lives

@@ -35,7 +35,6 @@ from studio.compare.variants import (
     lora_name,
     lost_fields,
     own_variant,
-    parse_size,
     to_recipe,
 )
 from studio.studio import Studio
@@ -159,13 +158,6 @@ def test_fields_that_differ_are_found() -> None:
     second = first.model_copy(update={"num_inference_steps": 4, "seed": 1})
     assert differing_fields([first, second, first]) == ["num_inference_steps", "seed"]
     assert differing_fields([first]) == []
-
-
-def test_sizes_are_width_times_height() -> None:
-    assert parse_size("832x480") == (832, 480)
-    assert parse_size(None) == (None, None)
-    with pytest.raises(ValueError, match="size"):
-        parse_size("832")
 
 
 def test_an_estimate_scales_with_the_forwards_of_a_like_clip() -> None:

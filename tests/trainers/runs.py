@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.catalog.registry import Registry
 from trainers.engine import Trainer
-from trainers.networks.models import load_models
 from trainers.ranks.ranks import Ranks
 from trainers.settings.run import TrainConfig
 
@@ -16,7 +16,7 @@ ONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def trainer(config: TrainConfig[Any], run_dir: Path) -> Trainer:
-    return Trainer(config, load_models(config), run_dir, ONE)
+    return Trainer(config, Registry(), run_dir, ONE)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

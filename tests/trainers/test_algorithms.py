@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipelines.sampling.prompt import Prompt
 from trainers.algorithm import Batch, Rng
 from trainers.algorithms import autoencoder, finetune
 
@@ -22,8 +23,8 @@ class KnowsLatents(nn.Module):
         self.latents, self.offset, self.prompts = latents, offset, torch.empty(0)
         self.sigmas: Tensor = torch.empty(0)
 
-    def velocity(self, noisy_latents: Tensor, sigma: Tensor, prompt_embeds: Tensor) -> Tensor:
-        self.prompts, self.sigmas = prompt_embeds, sigma
+    def velocity(self, noisy_latents: Tensor, sigma: Tensor, prompt: Prompt) -> Tensor:
+        self.prompts, self.sigmas = prompt.embeds, sigma
         return (noisy_latents - self.latents) / sigma.view(-1, 1, 1, 1, 1) + self.offset
 
 
@@ -31,8 +32,8 @@ def flow_batch(batch_size: int) -> Batch:
     generator = torch.Generator().manual_seed(7)
     return Batch(
         latents=torch.randn(batch_size, 2, 1, 2, 2, generator=generator, dtype=torch.float32),
-        prompt_embeds=torch.ones(batch_size, 3, 4),
-        negative_prompt_embeds=torch.zeros(1, 3, 4),
+        prompt=Prompt(torch.ones(batch_size, 3, 4)),
+        negative_embeds=torch.zeros(1, 3, 4),
     )
 
 
@@ -77,7 +78,8 @@ class OffByATenth(nn.Module):
 def test_the_autoencoder_loss_is_absolute_plus_squared_error_plus_divergence() -> None:
     config = autoencoder.Config(squared_weight=2.0, kl_weight=0.3)
     method = autoencoder.Method(config, {"student": OffByATenth()})
-    loss = method.reconstruction_loss(Batch(video=torch.rand(2, 5, 3, 16, 16) * 0.5), rng())
+    batch = Batch(video=torch.rand(2, 5, 3, 16, 16) * 0.5, latent_shape=(16, 2, 2, 2))
+    loss = method.reconstruction_loss(batch, rng())
     # In [-1, 1] the error is 0.2; KL(N(1, 1) || N(0, 1)) is 1/2.
     assert loss.value.item() == pytest.approx(0.2 + 2 * 0.04 + 0.3 * 0.5, rel=1e-4)
     assert loss.metrics["psnr_db"].item() == pytest.approx(20.0, abs=1e-3)

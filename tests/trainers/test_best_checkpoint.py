@@ -63,8 +63,7 @@ def test_the_best_checkpoint_is_kept_and_exported_and_the_last_stays_resumable(
     assert all(torch.equal(exported[name], by_step[2][name].half()) for name in exported)
     assert read_jsonl(tmp_path / "events.jsonl")[-1]["exported_step"] == 2
     resumed = start({}, num_steps=5)
-    resumed._resume()
-    assert resumed.step == 4
+    assert resumed.folder.resume() == 4
     assert all(torch.equal(w, by_step[4][name]) for name, w in student_weights(resumed).items())
 
 
@@ -102,7 +101,7 @@ def test_a_resumed_run_knows_the_scores_up_to_its_checkpoint_only(
     with (tmp_path / "metrics.jsonl").open("a") as file:  # killed before its checkpoint was there
         file.write(json.dumps({"step": 3, "validation/score": -0.1}) + "\n")
     resumed = start({}, num_steps=3)
-    resumed._resume()
+    resumed.folder.resume()
     resumed.validator.begin()
     assert [step for step, _ in resumed.validator.scores] == [1, 2]
     assert json.loads((tmp_path / "best.json").read_text())["step"] == 1

@@ -1,6 +1,7 @@
 """Training on several sizes: one bucket a step, the same for every stream."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipelines.catalog.registry import Registry
 from trainers.data.batches import Prepared, build_data
 from trainers.data.order import BucketOrder
 from trainers.data.prepared import INDEX, VERSION, PreparedSample, write_prepared
+from trainers.estimate.estimate import _largest_batch
 from trainers.networks.models import Codecs
 from trainers.registry import build_config
 from trainers.settings.data import PreparedData
+from trainers.settings.prepare import PrepareSettings
 
 SMALL, LARGE = (16, 2, 4, 4), (16, 3, 4, 6)
 CPU = torch.device("cpu")
@@ -113,18 +117,36 @@ BUCKETS = [
 
 def test_prompts_come_in_the_size_of_their_bucket_with_its_batch_size(prompt_tree) -> None:
     config = build_config(prompt_tree(buckets=BUCKETS))
-    codecs = Codecs(config, CPU)
+    codecs = Codecs(Registry().entry(config.model), CPU)
     source = build_data(config, codecs)
     seen = {(batch := source.batch(step, 0, 1)).latent_shape: len(batch.prompts) for step in (0, 1)}
     assert seen == {(16, 2, 2, 4): 2, (16, 1, 4, 6): 3}
     assert "video" not in vars(codecs)  # the VAE is not loaded for prompts
-    assert source.batch(0, 0, 1).require("prompt_embeds").shape[1:] == (12, 16)
+    assert source.batch(0, 0, 1).require("prompt").embeds.shape[1:] == (12, 16)
 
 
 def test_without_a_size_prompts_come_in_the_models_own(prompt_tree) -> None:
     config = build_config(prompt_tree())
-    batch = build_data(config, Codecs(config, CPU)).batch(0, 0, 1)
+    batch = build_data(config, Codecs(Registry().entry(config.model), CPU)).batch(0, 0, 1)
     assert batch.latent_shape == (16, 2, 4, 4)
+
+
+def test_prompts_and_their_estimate_take_the_geometry_of_the_model(
+    prompt_tree, whole_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(whole_model, tmp_path / "models" / "coarse")
+    spec = json.loads((folder / "sampler.json").read_text())
+    spec |= {"geometry": {"spatial_stride": 16, "num_channels": 48}}
+    (folder / "sampler.json").write_text(json.dumps(spec))
+    config = build_config(prompt_tree(width=64) | {"model": str(folder)})
+    assert build_data(config, Codecs(config, CPU)).batch(0, 0, 1).latent_shape == (48, 2, 2, 4)
+    assert _largest_batch(config) == ((2, 2, 4), 2)
+    config = build_config(prompt_tree(width=80) | {"model": str(folder)})
+    with pytest.raises(ValueError, match=r"^data: width is 80 but must be a multiple of 32"):
+        build_data(config, Codecs(config, CPU))
+    settings = PrepareSettings(model=str(folder), size=("64x48",))
+    with pytest.raises(ValueError, match=r"^size: height is 48 but must be a multiple of 32"):
+        settings.complete("videos", Registry().entry(str(folder)).preset)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.catalog.registry import Registry
 from pipelines.recipe import SamplerSpec
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.flow import velocity_from_denoised
+from pipelines.sampling.prompt import Prompt
 from tests.trainers.toys import KnowsGaussian, Toy, rng, toy_batch
 from trainers.algorithms import cfg_distill
 from trainers.networks.build import build_roles
@@ -79,7 +81,7 @@ def test_each_sample_has_a_guidance_scale_of_its_own_from_the_whole_range() -> N
 def built(config, lora: dict[str, int] | None) -> dict[str, BuiltRole]:
     run = config("cfg_distill", algorithm={"student": {"lora": lora}, "ema": {"decay": 0.5}})
     torch.manual_seed(0)
-    return build_roles(run.algorithm, load_models(run))
+    return build_roles(run.algorithm, load_models(run, Registry()))
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["own weights", "lora"])
@@ -90,17 +92,17 @@ def test_the_student_starts_as_the_unguided_teacher_at_any_scale(
     roles = built(config, lora)
     generator = torch.Generator().manual_seed(0)
     noisy = torch.randn(2, 16, 2, 4, 4, generator=generator)
-    inputs = noisy, torch.tensor([0.3, 0.9]), torch.randn(2, 12, 16, generator=generator)
+    sigma, prompt = torch.tensor([0.3, 0.9]), Prompt(torch.randn(2, 12, 16, generator=generator))
     teacher, student, ema = (roles[name].call for name in ("teacher", "student", "ema"))
     assert isinstance(teacher, Denoiser)
     assert isinstance(student, Denoiser)
     assert isinstance(ema, Denoiser)
     assert not teacher.embeds_guidance
-    expected = teacher.velocity(*inputs)
+    expected = teacher.velocity(noisy, sigma, prompt)
     for scale in (1.0, 7.5):
-        scales = torch.full((2,), scale)
-        assert torch.equal(student.velocity(*inputs, scales), expected)
-        assert torch.equal(ema.velocity(*inputs, scales), expected)
+        told = prompt.with_guidance(torch.full((2,), scale))
+        assert torch.equal(student.velocity(noisy, sigma, told), expected)
+        assert torch.equal(ema.velocity(noisy, sigma, told), expected)
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["own weights", "lora"])

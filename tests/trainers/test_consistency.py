@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pipelines.sampling.flow import expand_sigma, sigma_schedule
+from pipelines.sampling.prompt import Prompt
 from tests.trainers.toys import KnowsGaussian, KnowsLatents, Makes, Toy, rng, toy_batch
 from trainers.algorithms import consistency
 from trainers.settings.roles import Guidance
@@ -48,7 +49,9 @@ class WholePath(Toy):
         for here in range(len(self.grid) - 1):
             level, ahead = self.grid[here], self.grid[here + 1]
             levels = level.expand(noisy.shape[0])
-            moved = end + (ahead - level) * self.teacher.velocity(end, levels, prompt_embeds)
+            moved = end + (ahead - level) * self.teacher.velocity(
+                end, levels, Prompt(prompt_embeds)
+            )
             end = torch.where(expand_sigma(place <= here, noisy), moved, end)
         return (noisy - end) / expand_sigma(sigma, noisy).clamp_min(1e-9)
 

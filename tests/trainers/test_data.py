@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.geometry import Geometry
 from trainers.data.batches import Prepared, RenderedShapes
 from trainers.data.order import stream_seed
 from trainers.data.prepared import INDEX, NEGATIVE
@@ -36,11 +37,11 @@ def test_another_seed_means_another_order(micro_data: Path) -> None:
 
 def test_prompts_are_padded_with_zero_rows_to_the_text_length(micro_data: Path) -> None:
     batch = prepared(micro_data, batch_size=12).batch(0, 0, 1)
-    assert batch.prompt_embeds is not None
-    assert batch.prompt_embeds.shape == (12, 12, 16)
+    assert batch.prompt is not None
+    assert batch.prompt.embeds.shape == (12, 12, 16)
     lengths = {
         int(prompt.split()[1]): int(rows.abs().sum(-1).count_nonzero())
-        for prompt, rows in zip(batch.prompts, batch.prompt_embeds, strict=True)
+        for prompt, rows in zip(batch.prompts, batch.prompt.embeds, strict=True)
     }
     assert lengths == {i: 3 + i % 4 for i in range(12)}
 
@@ -59,19 +60,20 @@ def test_rendered_batches_follow_the_curriculum_and_repeat_exactly() -> None:
         Stage(until_step=2, num_frames=1, crop=32, batch_size=4),
         Stage(until_step=9, num_frames=9, crop=64, batch_size=2),
     )
-    source = RenderedShapes(ShapesData(stages=stages), seed=0)
+    source = RenderedShapes(ShapesData(stages=stages), 0, Geometry())
     first, later = source.batch(1, 0, 1), source.batch(2, 0, 1)
     assert first.video is not None
     assert later.video is not None
     assert first.video.shape == (4, 1, 3, 32, 32)
     assert later.video.shape == (2, 9, 3, 64, 64)
+    assert (first.latent_shape, later.latent_shape) == ((16, 1, 4, 4), (16, 3, 8, 8))
     assert torch.equal(first.video, source.batch(1, 0, 1).video)  # type: ignore[arg-type]
     assert not torch.equal(first.video, source.batch(1, 1, 2).video)  # type: ignore[arg-type]
 
 
 def test_crops_hold_a_piece_of_the_shape_and_training_never_renders_held_out_captions() -> None:
     stage = Stage(until_step=99, num_frames=5, crop=32, batch_size=32)
-    source = RenderedShapes(ShapesData(stages=(stage,)), seed=3)
+    source = RenderedShapes(ShapesData(stages=(stage,)), 3, Geometry())
     batch = source.batch(0, 0, 1)
     assert batch.video is not None
     spread = np.ptp(batch.video[:, 2].numpy(), axis=(2, 3)).max(-1)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.recipe import SamplerSpec
-from pipelines.sampling.flow import sigma_schedule, velocity_from_denoised
-from pipelines.sampling.samplers import sample_euler, sample_unipc
+from pipelines.sampling.flow import velocity_from_denoised
+from pipelines.sampling.samplers import sample
 from tests.trainers.toys import KnowsLatents, Toy, rng, toy_batch
 from trainers.algorithm import Batch
 from trainers.algorithms import draft
@@ -75,15 +75,7 @@ def test_k_equal_to_all_steps_is_full_backpropagation(name: str) -> None:
     found = gradient(student, sampler, batch, num_gradient_steps=4)
     student.gain.grad = None
     noise = torch.randn(3, *batch.latent_shape, generator=rng().local)
-    call = (noise, torch.empty(0))
-
-    def denoise(noisy: Tensor, sigma: Tensor, prompt_embeds: Tensor) -> Tensor:
-        return student(noisy, sigma, prompt_embeds)
-
-    if name == "unipc":
-        *_, latents = sample_unipc(sampler, denoise, *call)
-    else:
-        *_, latents = sample_euler(denoise, *call, sigma_schedule(4, 3.0))
+    *_, latents = sample(sampler, student, noise, batch.require("prompt"), rng().local)
     (-latents.mean()).backward()
     torch.testing.assert_close(found, student.gain.grad)
 

@@ -136,7 +136,7 @@ def test_two_steps_and_three_more_equal_five_bitwise(
     whole = trainer(config(method, algorithm=algorithm), tmp_path / "whole")
     whole.train()
     interrupted = trainer(config(method, algorithm=algorithm), tmp_path / "parts")
-    interrupted._prepare_run_dir()
+    interrupted.folder.begin()
     for _ in range(2):
         interrupted.train_step()
         interrupted.step += 1
@@ -211,7 +211,7 @@ def test_a_nan_in_a_batch_skips_the_step_is_counted_and_names_its_prompts(
 ) -> None:
     algorithm = own_roles(method) | ({"rollout": "data"} if method == "dmd2" else {})
     run = trainer(config(method, accumulation_steps=2, algorithm=algorithm), tmp_path)
-    run._prepare_run_dir()
+    run.folder.begin()
     bad = run.data.batch(0, 1, 2).prompts
     spoil(run, set(bad))
     before = parameters(run)

@@ -49,14 +49,17 @@ def captions() -> list[Caption]:
 def test_a_clip_of_a_batch_is_the_clip_that_generate_makes(
     sampler: str, guidance_scale: float, num_forwards: int, models: ModelCache
 ) -> None:
-    own: Overrides = {"sampler": sampler, "guidance_scale": guidance_scale, "steps": 3}
+    own: Overrides = {
+        "sampler": {"name": sampler, "guidance_scale": guidance_scale, "num_inference_steps": 3}
+    }
     prompts = models.registry.prompts("shapes_test")[:3]
     recipes = clip_recipes(models.registry, "tiny-wan", prompts, [4, 5], own | SMALL)
     clips = sample_clips(recipes, models)
-    components = models.components(recipes[0])
+    entry = models.registry.entry(recipes[0].model)
+    components = models.components(recipes[0], entry)
     for recipe, latents, video in zip(recipes, clips.latents, clips.videos, strict=True):
         model = Denoiser(components.transformer)
-        *_, single = denoise(recipe, model, models.inputs(recipe, components))
+        *_, single = denoise(recipe, model, models.inputs(recipe, entry, components))
         assert model.num_forwards == clips.num_forwards == num_forwards
         torch.testing.assert_close(latents[None], single, atol=1e-4, rtol=1e-4)
         frames = components.decode(single)[0].permute(0, 2, 3, 1).numpy()
@@ -143,7 +146,8 @@ def test_clips_that_follow_their_prompts_score_higher_than_those_that_follow_oth
     teacher = models.registry.recipe("tiny-wan", "")
     clips = rendered_clips(captions[:16], (17, 64, 64), seed=2)
     video = torch.from_numpy(clips.videos).permute(0, 1, 4, 2, 3) / 255
-    clips = replace(clips, latents=models.components(teacher).encode(video))
+    components = models.components(teacher, models.registry.entry("tiny-wan"))
+    clips = replace(clips, latents=components.encode(video))
     swapped = replace(clips, captions=clips.captions[1:] + clips.captions[:1])
     assert adherence(clips, teacher, models) > 0.01
     assert adherence(swapped, teacher, models) < 0
@@ -155,7 +159,7 @@ def test_the_teacher_is_sampled_once_and_again_when_its_recipe_changes(
     prompts = models.registry.prompts("shapes_test")[:2]
 
     def teacher(steps: int) -> list:
-        own: Overrides = {"steps": steps}
+        own: Overrides = {"sampler": {"num_inference_steps": steps}}
         return clip_recipes(models.registry, "tiny-wan", prompts, [0], own | SMALL)
 
     sampled = cached_clips(teacher(1), models, tmp_path)
@@ -205,7 +209,7 @@ def test_the_guidance_sweep_has_a_row_a_scale(
     [
         (["students", "tiny-dmd3000"], "model 'tiny-dmd3000' is unknown"),
         (["students", "--prompts", "none"], "prompts 'none' is unknown"),
-        (["sizes", "tiny-wan", "--sizes", "96"], "sizes holds '96' but must list WIDTHxHEIGHT"),
+        (["sizes", "tiny-wan", "--sizes", "96"], "sizes is '96' but must be WIDTHxHEIGHT"),
         (["sizes", "tiny-wan", "--frames", "16"], "num_frames is 16 but must be 4n+1; try 17"),
         (["guidance", "tiny-wan", "--scales", "99"], "guidance_scale"),
     ],

@@ -28,7 +28,7 @@ def test_a_checkpoint_without_room_ends_the_run_with_a_reason_and_leaves_the_las
     config, tmp_path: Path
 ) -> None:
     run = trainer(config("finetune", num_steps=2), tmp_path)
-    run._prepare_run_dir()
+    run.folder.begin()
     run.train_step()
     run.step = 1
     run._save()

@@ -102,14 +102,15 @@ def test_every_method_learns_on_images(
 def test_the_loss_depends_on_the_image_of_each_sample(tree, tmp_path: Path) -> None:
     run = trainer(build_config(tree("plain", "finetune")), tmp_path / "run")
     batch = run.data.batch(0, 0, 1)
-    assert batch.condition is not None
+    image = batch.require("prompt").image
+    assert image is not None
     seen: list[torch.Tensor] = []
     network = run.roles["student"].network
     network.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["hidden_states"]), with_kwargs=True
     )
     run.algorithm.flow_loss(batch, run._rng(0, 0))
-    assert torch.equal(seen[0][:, 20:], batch.condition.image_latents)
+    assert torch.equal(seen[0][:, 20:], image.image_latents)
     assert not torch.equal(seen[0][0, 20:], seen[0][1, 20:])
 
 
@@ -132,7 +133,9 @@ def test_prepare_stores_what_sampling_reads_of_a_first_frame_and_training_reads_
         first = np.rint(read_video(tmp_path / "videos" / f"{number}.mp4")[0] * 255)
         Image.fromarray(first.astype(np.uint8)).save(tmp_path / "first.png")
         recipe = registry.recipe("clip", PROMPT, image=tmp_path / "first.png", width=48)
-        condition = models.inputs(recipe, models.components(recipe)).condition
+        entry = registry.entry("clip")
+        components = models.components(recipe, entry)
+        condition = models.inputs(recipe, entry, components).prompt.image
         assert condition is not None
         for name in ("image_embeds", "image_latents"):
             read = getattr(condition, name)[0]
@@ -169,8 +172,8 @@ def test_a_text_model_does_not_read_first_frames_that_are_there(
     whole_model: Path, tree, tmp_path: Path
 ) -> None:
     config = build_config(tree("plain", "finetune", model=str(whole_model)))
-    source = build_data(config, Codecs(config, torch.device("cpu")))
-    assert source.batch(0, 0, 1).condition is None
+    source = build_data(config, Codecs(Registry().entry(config.model), torch.device("cpu")))
+    assert source.batch(0, 0, 1).require("prompt").image is None
 
 
 def listed(folder: Path, image: Path) -> dict[str, Any]:
@@ -181,11 +184,12 @@ def listed(folder: Path, image: Path) -> dict[str, Any]:
 
 def test_prompts_with_images_train_without_videos(tree, photo: Path, tmp_path: Path) -> None:
     config = build_config(tree("clip", "dmd2", data=listed(tmp_path, photo)))
-    codecs = Codecs(config, torch.device("cpu"))
+    codecs = Codecs(Registry().entry(config.model), torch.device("cpu"))
     batch = build_data(config, codecs).batch(0, 0, 1)
-    assert batch.condition is not None
-    assert batch.condition.image_latents.shape == (2, *SHAPE)
-    assert batch.condition.image_embeds.shape == (2, 5, 8)
+    image = batch.require("prompt").image
+    assert image is not None
+    assert image.image_latents.shape == (2, *SHAPE)
+    assert image.image_embeds.shape == (2, 5, 8)
     assert trainer(config, tmp_path / "run").train()
 
 
@@ -201,11 +205,11 @@ def test_a_list_that_does_not_fit_the_model_is_refused_in_one_sentence(
     ):
         config = build_config(tree("plain", "dmd2", **settings))
         with pytest.raises(ValueError, match=sentence):
-            build_data(config, Codecs(config, torch.device("cpu")))
+            build_data(config, Codecs(Registry().entry(config.model), torch.device("cpu")))
     photo.unlink()
     config = build_config(tree("plain", "dmd2", data=images))
     with pytest.raises(ValueError, match=r"^data\.file: entry 1 of .* which is not there"):
-        build_data(config, Codecs(config, torch.device("cpu")))
+        build_data(config, Codecs(Registry().entry(config.model), torch.device("cpu")))
 
 
 def test_validation_continues_the_images_it_is_given(tree, photo: Path, tmp_path: Path) -> None:
@@ -225,13 +229,15 @@ def test_the_presets_for_wan_itself_are_of_the_published_size() -> None:
     for preset in ("wan14b_i2v_cfg", "wan14b_i2v_dmd2"):
         config = load_config(Path(f"presets/train/{preset}.yaml"))
         with torch.device("meta"):
-            network = load_models(config, _skeleton)[""].network
+            network = load_models(config, Registry(), _skeleton)[""].network
         assert sum(p.numel() for p in network.parameters()) / 1e9 == pytest.approx(16.395, abs=5e-3)
 
 
 def test_a_plan_counts_the_forwards_with_an_image(tree, tmp_path: Path) -> None:
     config = build_config(tree("clip", "dmd2"))
-    runs = count_runs(config, stand_ins(load_models(config)))
+    registry = Registry()
+    sampler = registry.entry(config.model).preset.sampler
+    runs = count_runs(config, stand_ins(load_models(config, registry)), sampler)
     assert runs["critic"].num_backwards == 1
 
 

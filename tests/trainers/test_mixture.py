@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipelines.recipe import SamplerSpec
 from pipelines.sampling.guidance import guide
+from pipelines.sampling.prompt import Prompt
 from tests.trainers.toys import MODE_STD, MODES, KnowsMixture, Learns, descend, mixture_batch, rng
 from trainers.algorithm import Algorithm
 from trainers.algorithms import cfg_distill, consistency, dmd2, finetune, step_distill
@@ -70,12 +71,8 @@ def points(network: KnowsMixture | Learns, spec: SamplerSpec, classes: bool = Fa
     draws = rng(5)
     noise = draws.randn((NUM_POINTS, 2, 1, 1, 1), torch.device("cpu"))
     every = torch.eye(4).repeat(NUM_POINTS // 4, 1) if classes else torch.zeros(NUM_POINTS, 4)
-    call = guide(network, spec, torch.zeros(1, 1, 4))
-
-    def denoise(noisy_latents: Tensor, sigma: Tensor) -> Tensor:
-        return call(noisy_latents, sigma, every[:, None])
-
-    return simulate(denoise, spec, noise, spec.num_inference_steps - 1, draws).flatten(1)
+    call, prompt = guide(network, spec, torch.zeros(1, 1, 4)), Prompt(every[:, None])
+    return simulate(call, prompt, spec, noise, spec.num_inference_steps - 1, draws).flatten(1)
 
 
 def shares(found: Tensor) -> Tensor:

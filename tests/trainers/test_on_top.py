@@ -10,6 +10,7 @@ import torch
 from pipelines.catalog.registry import Registry
 from pipelines.generate import ModelCache
 from pipelines.sampling.denoiser import Denoiser
+from pipelines.sampling.prompt import Prompt
 from tests.trainers.runs import trainer
 
 LORA = {"student": {"learning_rate": 3e-2, "lora": {"rank": 2}}}
@@ -25,9 +26,9 @@ def exported(config: Any, folder: Path, method: str, **settings: Any) -> Any:
 def velocity(model: Denoiser) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     noisy = torch.randn(1, 16, 2, 4, 4, generator=generator)
-    prompt_embeds = torch.randn(1, 12, 16, generator=generator)
+    prompt = Prompt(torch.randn(1, 12, 16, generator=generator))
     with torch.no_grad():
-        return model.velocity(noisy, torch.full((1,), 0.5), prompt_embeds)
+        return model.velocity(noisy, torch.full((1,), 0.5), prompt)
 
 
 def test_the_exported_lora_stands_on_the_student_and_both_make_the_trained_network(
@@ -42,8 +43,9 @@ def test_the_exported_lora_stands_on_the_student_and_both_make_the_trained_netwo
     found = {}
     for folder in (student, rewarded):
         recipe = models.registry.recipe(str(folder), "a red circle")
-        components = models.components(recipe)
-        models.adapt(recipe, components)
+        entry = models.registry.entry(recipe.model)
+        components = models.components(recipe, entry)
+        models.adapt(recipe, entry, components)
         found[folder] = velocity(Denoiser(components.transformer))
     trained, before = (velocity(run.roles[name].call) for name in ("student", "teacher"))
     close = {"atol": 2e-3, "rtol": 2e-2}  # exports are fp16

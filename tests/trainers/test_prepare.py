@@ -163,7 +163,7 @@ def test_prompts_alone_are_encoded_for_one_size(tmp_path: Path, whole_model: Pat
     settings = PreparedData(folder=tmp_path / "out", batch_size=2)
     batch = Prepared(settings, 0).batch(0, 0, 1)
     assert batch.latent_shape == (16, 3, 4, 6)
-    assert batch.require("prompt_embeds").shape == (2, TEXT_LENGTH, 16)
+    assert batch.require("prompt").embeds.shape == (2, TEXT_LENGTH, 16)
     assert main(["show-data", str(tmp_path / "out"), "--out", str(tmp_path / "x.mp4")]) == 2
 
 

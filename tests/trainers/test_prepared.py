@@ -1,10 +1,13 @@
 """Prepared data on disk: named tensors, whole shards, the index last."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipelines.geometry import Geometry
+from studio.data.preparing import read_index
 from trainers.data import prepared
 from trainers.data.batches import Prepared
 from trainers.data.prepared import INDEX, PreparedFolder, PreparedSample
@@ -44,7 +47,20 @@ def test_prompts_alone_make_batches_of_the_shape_that_they_were_prepared_for(
     batch = Prepared(PreparedData(folder=tmp_path, batch_size=2), 0).batch(0, 0, 1)
     assert batch.latents is None
     assert batch.latent_shape == SHAPE
-    assert batch.require("prompt_embeds").shape == (2, 6, 8)
+    assert batch.require("prompt").embeds.shape == (2, 6, 8)
+
+
+def test_data_know_the_geometry_that_they_were_encoded_with(tmp_path: Path) -> None:
+    prepared.write_shard(tmp_path, 0, [sample(0)])
+    prepared.finish(tmp_path, 1, torch.ones(1, 8), 6, Geometry(spatial_stride=16))
+    assert PreparedFolder(tmp_path).geometry.size_multiple == 32
+    assert read_index(tmp_path / INDEX, 0)[1] == ((64, 64, 5),)
+    with pytest.raises(ValueError, match=r"^data\.batch_size: 2 .* samples of 64x64 and 5 frames"):
+        Prepared(PreparedData(folder=tmp_path, batch_size=2), 0)
+    index = json.loads((tmp_path / INDEX).read_text())
+    del index["geometry"]  # of before
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    assert read_index(tmp_path / INDEX, 1)[1] == ((32, 32, 5),)
 
 
 def test_a_shard_that_was_cut_short_counts_as_missing(tmp_path: Path) -> None:

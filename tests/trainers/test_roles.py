@@ -10,7 +10,9 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipelines.catalog.registry import Registry
 from pipelines.lora.apply import Lora as LoraWeights
+from pipelines.sampling.prompt import Prompt
 from tests.trainers.runs import trainer
 from trainers.algorithms import dmd2
 from trainers.networks.build import build_roles
@@ -49,10 +51,10 @@ def lora(seed: int = 0) -> LoraWeights:
     return LoraWeights(down, up, dict.fromkeys(layers, 4.0), {})
 
 
-def inputs() -> tuple[Tensor, Tensor, Tensor]:
+def inputs() -> tuple[Tensor, Tensor, Prompt]:
     generator = torch.Generator().manual_seed(0)
     noisy = torch.randn(2, 16, 2, 4, 4, generator=generator)
-    return noisy, torch.tensor([0.3, 0.9]), torch.randn(2, 12, 16, generator=generator)
+    return noisy, torch.tensor([0.3, 0.9]), Prompt(torch.randn(2, 12, 16, generator=generator))
 
 
 def velocity(role: BuiltRole) -> Tensor:
@@ -261,4 +263,4 @@ def test_a_lora_that_changes_parameters_in_full_is_no_start_of_a_run(
     save_file({"diffusion_model.blocks.0.diff_m": torch.zeros(1, 6, 8)}, path)
     run = config("finetune", adapters=[{"path": str(path)}])
     with pytest.raises(ValueError, match=r"1 parameters in full, such as blocks\.0\.scale_shift"):
-        load_models(run)
+        load_models(run, Registry())

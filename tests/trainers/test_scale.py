@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from pipelines.catalog.registry import Registry
 from tests.trainers import two_ranks
 from trainers.__main__ import main
 from trainers.engine import Trainer
@@ -34,7 +35,7 @@ Roles = dict[str, dict[str, Tensor]]
 
 
 def trainer(config: TrainConfig[Any], run_dir: Path) -> Trainer:
-    return Trainer(config, load_models(config), run_dir, ONE)
+    return Trainer(config, Registry(), run_dir, ONE)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def num_bytes(parameters: set[nn.Parameter]) -> int:
 
 def test_the_roles_of_dmd2_hold_one_base(tree: dict[str, Any], tmp_path: Path) -> None:
     config = build_config(tree)
-    base = num_bytes(set(load_models(config)[""].network.parameters()))
+    base = num_bytes(set(load_models(config, Registry())[""].network.parameters()))
     roles = trainer(config, tmp_path).roles
     held = {p for role in roles.values() for p in role.network.parameters()}
     adapters = {p for role in roles.values() if role.adapter for p in role.own_parameters.values()}

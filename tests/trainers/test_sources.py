@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.catalog.registry import Registry
 from tests.trainers.videos import turned, write_grey
+from trainers.data.prompts import read_prompts
 from trainers.settings.prepare import ClipShape, PrepareSettings
 from trainers.sources.inspect import nearest_size, probe
 from trainers.sources.listing import Item, kind_of, read_items
@@ -107,6 +109,19 @@ def test_the_nearest_size_in_shape_is_taken_and_nothing_is_enlarged() -> None:
     assert nearest_size(1000, 1000, sizes) == (624, 624)
     assert nearest_size(640, 360, sizes) == (416, 240)
     assert nearest_size(300, 200, sizes) is None
+
+
+def test_all_readers_find_the_same_prompts_in_a_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "prompts" / "mine.txt"
+    file.parent.mkdir()
+    file.write_bytes("# mine\n a cat \n  # not this\n\n\xe9t\xe9\n".encode("latin-1"))
+    monkeypatch.setattr("pipelines.catalog.registry.PRESETS", tmp_path)
+    prompts = ["a cat", "\ufffdt\ufffd"]
+    assert Registry().prompts("mine") == prompts
+    assert [prompt.text for prompt in read_prompts(file)] == prompts
+    assert [item.caption for item in read_items(file)] == prompts
 
 
 @pytest.mark.parametrize(

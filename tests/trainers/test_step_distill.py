@@ -8,16 +8,18 @@ from torch import Tensor
 
 from pipelines.recipe import SamplerSpec
 from pipelines.sampling.flow import expand_sigma, sigma_schedule
+from pipelines.sampling.prompt import Prompt
 from tests.trainers.toys import KnowsGaussian, KnowsLatents, Makes, Toy, rng, toy_batch
-from trainers.algorithms import step_distill
+from trainers.algorithms import step_distill, step_distill_half
 from trainers.settings.roles import Guidance
 
 UNGUIDED = Guidance(min_scale=1, max_scale=1)
 
 
 def step_loss(student: Toy, teacher: Toy, batch_size: int = 64, **settings: Any) -> float:
-    config = step_distill.Config(**{"guidance": UNGUIDED, "num_student_steps": 4} | settings)
-    method = step_distill.Method(config, {"student": student, "teacher": teacher})
+    module = step_distill_half if "variant" in settings else step_distill
+    config = module.Config(**{"guidance": UNGUIDED, "num_student_steps": 4} | settings)
+    method = module.Method(config, {"student": student, "teacher": teacher})
     loss = method.step_loss(toy_batch(batch_size), rng()).value
     return loss.item()
 
@@ -35,8 +37,8 @@ class TwoSteps(Toy):
     ) -> Tensor:
         first = (self.grid[None] - sigma[:, None]).abs().argmin(1)
         a, b, c = (expand_sigma(self.grid[first + step], noisy) for step in range(3))
-        halfway = noisy + (b - a) * self.teacher.velocity(noisy, sigma, prompt_embeds)
-        second = self.teacher.velocity(halfway, self.grid[first + 1], prompt_embeds)
+        halfway = noisy + (b - a) * self.teacher.velocity(noisy, sigma, Prompt(prompt_embeds))
+        second = self.teacher.velocity(halfway, self.grid[first + 1], Prompt(prompt_embeds))
         return (halfway + (c - b) * second - noisy) / (c - a)
 
 
@@ -92,8 +94,8 @@ def test_the_half2_variant_leaves_a_student_that_makes_two_steps_in_one_wrong() 
         def answer(self, noisy: Tensor, sigma: Tensor, *rest: Any) -> Tensor:
             first = (self.grid[None] - sigma[:, None]).abs().argmin(1)
             a, b = (expand_sigma(self.grid[first + step], noisy) for step in range(2))
-            halfway = noisy + (b - a) * self.teacher.velocity(noisy, sigma, rest[0])
-            return (noisy - self.teacher(halfway, self.grid[first + 1], rest[0])) / a
+            halfway = noisy + (b - a) * self.teacher.velocity(noisy, sigma, Prompt(rest[0]))
+            return (noisy - self.teacher(halfway, self.grid[first + 1], Prompt(rest[0]))) / a
 
     ahead = OneStepAhead(one)
     assert step_loss(ahead, teacher, variant="half2") == pytest.approx(0, abs=1e-6)

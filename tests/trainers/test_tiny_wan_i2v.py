@@ -12,13 +12,19 @@ from pipelines.catalog.registry import Registry
 from pipelines.generate import ModelCache, sample_video
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.first_frame import ImageCondition
+from pipelines.sampling.prompt import Prompt
 from trainers.evaluation.first_frames import continuation_rows, with_first_frames
 from trainers.evaluation.tables import clip_recipes
 from trainers.tiny.wan import build_transformer, continue_images
 
 FOLDER = Path("assets/tiny-wan-i2v")
 STUDENTS = Path("assets/students")
-SMALL: Overrides = {"steps": 2, "num_frames": 5, "width": 32, "height": 32}
+SMALL: Overrides = {
+    "sampler": {"num_inference_steps": 2},
+    "num_frames": 5,
+    "width": 32,
+    "height": 32,
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +48,8 @@ def test_new_channels_start_without_an_effect() -> None:
     noise, sigma, embeds = torch.randn(2, 16, 2, 4, 4), torch.rand(2), torch.randn(2, 7, 128)
     condition = ImageCondition(torch.randn(2, 16, 2, 4, 4))
     with torch.no_grad():
-        expected = Denoiser(text).velocity(noise, sigma, embeds)
-        given = Denoiser(image).velocity(noise, sigma, embeds, None, condition)
+        expected = Denoiser(text).velocity(noise, sigma, Prompt(embeds))
+        given = Denoiser(image).velocity(noise, sigma, Prompt(embeds, image=condition))
     torch.testing.assert_close(given, expected, atol=1e-5, rtol=0)
 
 
@@ -51,8 +57,9 @@ def test_stock_diffusers_continues_the_image_to_the_same_frames(models: ModelCac
     photo = Path("assets/first-frames/00000.png")
     prompt = "a large red circle moving right on a navy background"
     recipe = models.registry.recipe("tiny-wan-i2v", prompt, image=photo, seed=4, **SMALL)
-    components = models.components(recipe)
-    condition = models.inputs(recipe, components).condition
+    entry = models.registry.entry(recipe.model)
+    components = models.components(recipe, entry)
+    condition = models.inputs(recipe, entry, components).prompt.image
     model = Denoiser(components.transformer)
     ours = sample_video(recipe, components, components, model, condition)
 
@@ -76,7 +83,9 @@ def test_stock_diffusers_continues_the_image_to_the_same_frames(models: ModelCac
 
 def test_a_clip_of_a_batch_starts_from_its_own_image(models: ModelCache, tmp_path: Path) -> None:
     prompts = models.registry.prompts("shapes_test")[:4]
-    recipes = clip_recipes(models.registry, "tiny-wan-i2v", prompts, [0], {"steps": 8})
+    recipes = clip_recipes(
+        models.registry, "tiny-wan-i2v", prompts, [0], {"sampler": {"num_inference_steps": 8}}
+    )
     images = [recipe.image for recipe in with_first_frames(recipes, tmp_path, 100)]
     assert len({image.fingerprint for image in images if image is not None}) == 4
     ceiling, model = continuation_rows(models, [recipes], tmp_path, 100)

@@ -49,7 +49,7 @@ def test_figures_of_both_and_their_drift_are_logged(start, tmp_path: Path) -> No
 
 def test_a_student_that_is_its_teacher_has_no_drift(start, tmp_path: Path) -> None:
     run = start({"every": 1}, num_steps=1)
-    run._prepare_run_dir()
+    run.folder.begin()
     validator = run.validator
     validator.student_recipes = validator.teacher_recipes  # and the student has not moved
     validator.begin()

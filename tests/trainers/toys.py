@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.sampling.flow import denoised_from_velocity, expand_sigma, velocity_from_denoised
+from pipelines.sampling.prompt import Prompt
 from trainers.algorithm import Batch, Loss, Rng
 
 
@@ -17,8 +18,8 @@ def toy_batch(batch_size: int, width: int = 2, prompt: float = 1.0, seed: int = 
     return Batch(
         prompts=tuple(f"prompt {number}" for number in range(batch_size)),
         latents=torch.randn(batch_size, 2, 1, 2, width, generator=generator),
-        prompt_embeds=torch.full((batch_size, 3, 4), prompt),
-        negative_prompt_embeds=torch.zeros(1, 3, 4),
+        prompt=Prompt(torch.full((batch_size, 3, 4), prompt)),
+        negative_embeds=torch.zeros(1, 3, 4),
         latent_shape=(2, 1, 2, width),
     )
 
@@ -39,29 +40,17 @@ class Toy(nn.Module):
     def num_forwards(self) -> int:
         return len(self.seen)
 
-    def forward(
-        self,
-        noisy_latents: Tensor,
-        sigma: Tensor,
-        prompt_embeds: Tensor,
-        guidance_scale: Tensor | None = None,
-    ) -> Tensor:
-        velocity = self.velocity(noisy_latents, sigma, prompt_embeds, guidance_scale)
+    def forward(self, noisy_latents: Tensor, sigma: Tensor, prompt: Prompt) -> Tensor:
+        velocity = self.velocity(noisy_latents, sigma, prompt)
         return denoised_from_velocity(noisy_latents, velocity, sigma)
 
-    def velocity(
-        self,
-        noisy_latents: Tensor,
-        sigma: Tensor,
-        prompt_embeds: Tensor,
-        guidance_scale: Tensor | None = None,
-    ) -> Tensor:
-        assert (guidance_scale is not None) == self.embeds_guidance
+    def velocity(self, noisy_latents: Tensor, sigma: Tensor, prompt: Prompt) -> Tensor:
+        assert (prompt.guidance_scale is not None) == self.embeds_guidance
         self.seen.append(noisy_latents.detach())
         self.sigmas.append(sigma)
-        self.scales.append(guidance_scale)
+        self.scales.append(prompt.guidance_scale)
         self.with_grad.append(torch.is_grad_enabled())
-        return self.answer(noisy_latents, sigma, prompt_embeds, guidance_scale)
+        return self.answer(noisy_latents, sigma, prompt.embeds, prompt.guidance_scale)
 
     def answer(
         self, noisy: Tensor, sigma: Tensor, prompt_embeds: Tensor, scale: Tensor | None
@@ -104,7 +93,7 @@ class KnowsGaussian(Toy):
             denoised = torch.lerp(negative, denoised, expand_sigma(scale, noisy))
         return velocity_from_denoised(noisy, denoised, sigma)
 
-    def features(self, noisy_latents: Tensor, sigma: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def features(self, noisy_latents: Tensor, sigma: Tensor, prompt: Prompt) -> Tensor:
         """[B, L, 2]: what a discriminator of two channels reads."""
         return noisy_latents.flatten(2).transpose(1, 2)
 
@@ -165,16 +154,11 @@ class Learns(Toy):
             nn.Linear(width, 2),
         )
 
-    def velocity(
-        self,
-        noisy_latents: Tensor,
-        sigma: Tensor,
-        prompt_embeds: Tensor,
-        guidance_scale: Tensor | None = None,
-    ) -> Tensor:
+    def velocity(self, noisy_latents: Tensor, sigma: Tensor, prompt: Prompt) -> Tensor:
         waves = sigma[:, None] * torch.tensor([1.0, 2.0, 4.0, 8.0])
-        scale = sigma.new_zeros(sigma.shape) if guidance_scale is None else guidance_scale / 4
-        inputs = [noisy_latents.flatten(1), waves.sin(), waves.cos(), prompt_embeds[:, 0]]
+        told = prompt.guidance_scale
+        scale = sigma.new_zeros(sigma.shape) if told is None else told / 4
+        inputs = [noisy_latents.flatten(1), waves.sin(), waves.cos(), prompt.embeds[:, 0]]
         output: Tensor = self.layers(torch.cat([*inputs, scale[:, None]], 1))
         return output.view_as(noisy_latents)
 
@@ -186,8 +170,8 @@ def mixture_batch(batch_size: int, generator: torch.Generator, classes: bool = F
     prompt_embeds = torch.eye(4)[which] if classes else torch.zeros(batch_size, 4)
     return Batch(
         latents=points.view(-1, 2, 1, 1, 1),
-        prompt_embeds=prompt_embeds[:, None],
-        negative_prompt_embeds=torch.zeros(1, 1, 4),
+        prompt=Prompt(prompt_embeds[:, None]),
+        negative_embeds=torch.zeros(1, 1, 4),
         latent_shape=(2, 1, 1, 1),
     )
 

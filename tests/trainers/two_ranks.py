@@ -11,8 +11,8 @@ import yaml
 from diffusers import WanTransformer3DModel
 from torch.distributed.tensor import DTensor
 
+from pipelines.catalog.registry import Registry
 from trainers.engine import Trainer
-from trainers.networks.models import load_models
 from trainers.ranks.context import share_context
 from trainers.ranks.ranks import Ranks, join_ranks, leave_ranks
 from trainers.registry import build_config
@@ -47,12 +47,12 @@ def save_roles(run: Trainer, ranks: Ranks, folder: Path) -> None:
 
 def run_interrupted(config: TrainConfig[Any], folder: Path, ranks: Ranks) -> Trainer:
     """One step, a checkpoint, and the rest in a new trainer."""
-    first = Trainer(config, load_models(config), folder, ranks)
-    first._prepare_run_dir()
+    first = Trainer(config, Registry(), folder, ranks)
+    first.folder.begin()
     first.train_step()
     first.step += 1
     first._save()
-    second = Trainer(config, load_models(config), folder, ranks)
+    second = Trainer(config, Registry(), folder, ranks)
     second.train()
     return second
 
@@ -95,7 +95,7 @@ def main() -> None:
     for name, settings in LAYOUTS.items():
         config = build_config(tree | settings)
         ranks = join_ranks("cpu", config.parallel)
-        run = Trainer(config, load_models(config), out / name, ranks)
+        run = Trainer(config, Registry(), out / name, ranks)
         run.train()
         save_roles(run, ranks, out / name)
         if name == "sharded":

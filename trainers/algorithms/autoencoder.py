@@ -15,7 +15,6 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
 from trainers.settings.roles import AlgorithmConfig, Ema, Trainable
@@ -43,20 +42,12 @@ class Method(Algorithm[Config]):
     def reconstruction_loss(self, batch: Batch, rng: Rng) -> Loss:
         """Reconstruction error and divergence over one micro-batch; logs PSNR in dB."""
         video = batch.require("video")  # [B, F, C, H, W] in [0, 1]
-        decoded, mean, log_variance = self.roles["student"](video, self._latent_noise(video, rng))
-        error = 2 * (decoded - video)
+        noise = rng.randn((len(video), *batch.latent_shape), video.device)
+        decoded, mean, log_variance = self.roles["student"](video, noise)
+        error = 2 * (decoded - video)  # in pixels of [-1, 1]
+        # KL( N(mean, exp(log_variance)) || N(0, 1) ), Kingma & Welling appendix B
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
         squared = error.square().mean()
         value = error.abs().mean() + self.config.squared_weight * squared
         psnr = -10 * torch.log10(squared.detach() / 4)  # the peak-to-peak range is 2
         return Loss(value + self.config.kl_weight * kl, {"psnr_db": psnr, "kl": kl.detach()})
-
-    @staticmethod
-    def _latent_noise(video: Tensor, rng: Rng) -> Tensor:
-        """Standard normal noise in the latents' shape.
-
-        Strides 4 in time and 8 in space, 16 channels.
-        """
-        batch_size, num_frames, _, height, width = video.shape
-        shape = (batch_size, 16, (num_frames - 1) // 4 + 1, height // 8, width // 8)
-        return rng.randn_like(video.new_empty(shape))

@@ -54,15 +54,14 @@ class Method(Algorithm[Config]):
 
     def guidance_loss(self, batch: Batch, rng: Rng) -> Loss:
         """Pseudo-Huber distance to the guided velocity over one micro-batch."""
-        student, teacher = (self.network(name, batch) for name in ("student", "teacher"))
+        student, teacher = self.denoiser("student"), self.denoiser("teacher")
         latents = batch.require("latents").float()  # [B, C, F, H, W]
-        prompt_embeds = batch.require("prompt_embeds")
-        negative = batch.require("negative_prompt_embeds")
-        batch_size, device = latents.shape[0], latents.device
-        guidance = self.config.guidance
-        scale = rng.uniform(batch_size, guidance.min_scale, guidance.max_scale, device)  # [B]
-        sigma = shift_sigmas(rng.rand(batch_size, device), self.config.flow_shift)  # [B]
+        prompt, negative = batch.require("prompt"), batch.require("negative_embeds")
+        scale = self.draw_guidance(self.config.guidance, latents, rng)  # g, [B]
+        sigma = shift_sigmas(rng.rand(latents.shape[0], latents.device), self.config.flow_shift)
         noisy = add_noise(latents, rng.randn_like(latents), sigma)
         with torch.no_grad():
-            target = guided_velocity(teacher, noisy, sigma, prompt_embeds, negative, scale)
-        return Loss(pseudo_huber(student.velocity(noisy, sigma, prompt_embeds, scale), target))
+            # v_T(noisy, negative) + g * (v_T(noisy, prompt) - v_T(noisy, negative)): section 3.1
+            target = guided_velocity(teacher, noisy, sigma, prompt, negative, scale)
+        velocity = student.velocity(noisy, sigma, prompt.with_guidance(scale))
+        return Loss(pseudo_huber(velocity, target))

@@ -24,10 +24,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from pipelines.recipe import SamplerSpec
-from pipelines.sampling.flow import add_noise, expand_sigma, sigma_schedule
+from pipelines.sampling.flow import add_noise, euler_step, expand_sigma, sigma_schedule
 from pipelines.sampling.guidance import guided_velocity
 from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
-from trainers.losses import euler_step, pseudo_huber
+from trainers.losses import pseudo_huber
 from trainers.settings.roles import AlgorithmConfig, Ema, Frozen, Guidance, Trainable
 
 
@@ -74,32 +74,30 @@ class Method(Algorithm[Config]):
 
     def consistency_loss(self, batch: Batch, rng: Rng) -> Loss:
         """Distance between two points of one path, one random pair for each sample."""
-        student, target = (self.network(name, batch) for name in ("student", "target"))
+        student, target = self.denoiser("student"), self.denoiser("target")
         latents = batch.require("latents").float()  # [B, C, F, H, W]
-        prompt_embeds = batch.require("prompt_embeds")
         scale = self.draw_guidance(self.config.guidance, latents, rng)  # [B]
+        prompt = batch.require("prompt").with_guidance(self.student_scale(scale))
         num_steps, skipped = self.config.num_teacher_steps, self.config.num_skipped_steps
         sigmas = sigma_schedule(num_steps, self.config.flow_shift).to(latents.device)
         first = (rng.rand(latents.shape[0], latents.device) * (num_steps - skipped + 1)).long()
         noisy = add_noise(latents, rng.randn_like(latents), sigmas[first])
-        student_scale = self.student_scale(scale)
-        denoised = student(noisy, sigmas[first], prompt_embeds, student_scale)
+        denoised = student(noisy, sigmas[first], prompt)  # d_S(x_i, sigma_i)
         with torch.no_grad():
             ahead = self._teacher_path(noisy, sigmas, first, batch, scale)
             last = sigmas[first + skipped]
-            predicted = target(ahead, last, prompt_embeds, student_scale)
-            clean = expand_sigma(last, ahead) == 0
+            predicted = target(ahead, last, prompt)  # d_target(x_i+k, sigma_i+k)
+            clean = expand_sigma(last, ahead) == 0  # the anchor: x_0 is its own answer
         return Loss(pseudo_huber(denoised, torch.where(clean, ahead, predicted)))
 
     def _teacher_path(
         self, noisy: Tensor, sigmas: Tensor, first: Tensor, batch: Batch, scale: Tensor
     ) -> Tensor:
         """The guided teacher's Euler steps from level `first` [B] on. Shape of noisy."""
-        teacher = self.network("teacher", batch)
-        prompt_embeds = batch.require("prompt_embeds")
-        negative = batch.require("negative_prompt_embeds")
+        teacher = self.denoiser("teacher")
+        prompt, negative = batch.require("prompt"), batch.require("negative_embeds")
         for step in range(self.config.num_skipped_steps):
             here, there = sigmas[first + step], sigmas[first + step + 1]
-            velocity = guided_velocity(teacher, noisy, here, prompt_embeds, negative, scale)
-            noisy = euler_step(noisy, velocity, here, there)
+            velocity = guided_velocity(teacher, noisy, here, prompt, negative, scale)
+            noisy = euler_step(noisy, velocity, here, there)  # one step toward x_i+k
         return noisy

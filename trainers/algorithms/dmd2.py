@@ -15,27 +15,25 @@ kept within [min_sigma, max_sigma]. Where critic and teacher agree the gradient 
 
 Options: a discriminator on the teacher's features (DMD2 section 4.3; needs data), `reward` (Re-DMD,
 arXiv:2512.04678, or with the reward's gradient DMDR, arXiv:2511.13649, where distribution matching
-keeps the student honest), `critic.pull` (IDA), `decoupled_guidance`. `normaliser: column` and
-`shared_noise: false` are the two flaws of DMD2_wanx, to show what they cost.
+keeps the student honest), `critic.pull` (IDA), `decoupled_guidance`.
 Left out: the regression loss of the first DMD; the critic's classifier head of DMD2, which the
 teacher's features replace, so that the critic has one task.
 """
 
 from collections.abc import Iterator
-from typing import Literal, Self, cast
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from pipelines.recipe import SamplerSpec
-from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.flow import add_noise, denoised_from_velocity, shift_sigmas
-from pipelines.sampling.guidance import guided_velocity
+from pipelines.sampling.guidance import guide, guided_velocity
+from pipelines.sampling.prompt import Prompt
 from pipelines.strict import Strict
 from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
 from trainers.losses import (
-    column_scale,
     discriminator_loss,
     distribution_matching,
     flow_matching,
@@ -108,8 +106,6 @@ class Config(AlgorithmConfig):
     discriminator_weight: float = Field(0.03, ge=0, description="Of the GAN term, student's side.")
     reward: RewardTerm | None = None
     decoupled_guidance: DecoupledGuidance | None = None
-    normaliser: Literal["sample", "column"] = "sample"
-    shared_noise: bool = Field(True, description="Critic and teacher see the same noisy sample.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -172,32 +168,27 @@ class Method(Algorithm[Config]):
         with torch.no_grad():
             gradient = self._gradient(latents.detach(), batch, rng)
             weight = self._reward_weight(latents.detach(), batch)
-        loss = distribution_matching(latents, gradient, weight)
+        loss = distribution_matching(latents, gradient, weight)  # DMD eq. 7, as a square
         metrics = {"gradient_size": gradient.abs().mean()}
         if self.config.reward is not None and self.config.reward.gradient_weight:
             assert self.score is not None  # the configuration has been checked
             reward = self.score(latents, batch.prompts).mean()
             metrics["reward"] = reward.detach()
-            loss = loss + self.config.reward.gradient_weight * (1 - reward)
+            loss = loss + self.config.reward.gradient_weight * (1 - reward)  # DMDR
         if self.config.discriminator is not None:
             sigma = self._score_sigma(latents, rng)
-            fooled = generator_loss(self._logits(latents, sigma, batch, rng))
+            fooled = generator_loss(self._logits(latents, sigma, batch, rng))  # DMD2 eq. 4
             metrics["generator_loss"] = fooled.detach()
             loss = loss + self.config.discriminator_weight * fooled
         return Loss(loss, metrics)
 
     def critic_loss(self, batch: Batch, rng: Rng) -> Loss:
         """Flow matching on what the student makes now, with its own noise level and noise."""
-        critic = self.network("critic", batch)
         with torch.no_grad():
             latents = self._rollout(batch, rng)
         sigma, noise = self._score_sigma(latents, rng), rng.randn_like(latents)
-        velocity = critic.velocity(
-            add_noise(latents, noise, sigma),
-            sigma,
-            batch.require("prompt_embeds"),
-            self._critic_guidance(sigma),
-        )
+        noisy = add_noise(latents, noise, sigma)
+        velocity = self.denoiser("critic").velocity(noisy, sigma, self._for_critic(batch, sigma))
         return Loss(flow_matching(velocity, latents, noise))
 
     def discriminator_loss(self, batch: Batch, rng: Rng) -> Loss:
@@ -212,48 +203,43 @@ class Method(Algorithm[Config]):
 
     def _rollout(self, batch: Batch, rng: Rng) -> Tensor:
         """The student's denoised latents at a random one of its steps. [B, C, F, H, W]."""
-        student = self.network("student", batch)
-        prompt_embeds, sampler = batch.require("prompt_embeds"), self.config.sampler
-        embedded = sampler.guidance_mode == "embedded"
-
-        def denoise(noisy_latents: Tensor, sigma: Tensor) -> Tensor:
-            scale = torch.full_like(sigma, sampler.guidance_scale) if embedded else None
-            return student(noisy_latents, sigma, prompt_embeds, scale)
-
+        sampler, prompt = self.config.sampler, batch.require("prompt")
+        student = guide(self.denoiser("student"), sampler, None)
         last_step = exit_step(sampler, rng)
         if self.config.rollout == "data":
-            return from_data(denoise, sampler, batch.require("latents").float(), last_step, rng)
-        shape = (prompt_embeds.shape[0], *batch.latent_shape)
-        noise = rng.randn(shape, prompt_embeds.device)
-        return simulate(denoise, sampler, noise, last_step, rng)
+            latents = batch.require("latents").float()
+            return from_data(student, prompt, sampler, latents, last_step, rng)
+        shape = (len(prompt.embeds), *batch.latent_shape)
+        noise = rng.randn(shape, prompt.embeds.device)
+        return simulate(student, prompt, sampler, noise, last_step, rng)
 
     def _gradient(self, latents: Tensor, batch: Batch, rng: Rng) -> Tensor:
         """delta / scale of the docstring. [B, C, F, H, W]."""
-        critic = self.network("critic", batch)
-        sigma, noise = self._score_sigma(latents, rng), rng.randn_like(latents)
-        noisy = add_noise(latents, noise, sigma)
+        sigma = self._score_sigma(latents, rng)
+        noisy = add_noise(latents, rng.randn_like(latents), sigma)  # x_s
         part = self.config.decoupled_guidance
         coupled = self.config.guidance_scale if part is None else 1.0
         teacher_denoised = self._teacher(noisy, sigma, batch, coupled)
-        if not self.config.shared_noise:
-            noisy = add_noise(latents, rng.randn_like(latents), sigma)
-        scale = self._critic_guidance(sigma)
-        critic_denoised = critic(noisy, sigma, batch.require("prompt_embeds"), scale)
-        delta = critic_denoised - teacher_denoised
-        normaliser = sample_scale if self.config.normaliser == "sample" else column_scale
+        noisy = self.seen_by_critic(noisy, latents, sigma, rng)
+        critic_denoised = self.denoiser("critic")(noisy, sigma, self._for_critic(batch, sigma))
+        delta = critic_denoised - teacher_denoised  # DMD eq. 7
         if part is not None:
             delta = delta - self._guidance_part(part, latents, batch, rng)
-        return delta / normaliser(latents, teacher_denoised)
+        return delta / self.scale(latents, teacher_denoised)  # DMD eq. 8
+
+    def seen_by_critic(self, noisy: Tensor, latents: Tensor, sigma: Tensor, rng: Rng) -> Tensor:
+        """The noisy sample that the critic judges: the teacher's. [B, C, F, H, W]."""
+        return noisy
+
+    def scale(self, latents: Tensor, teacher_denoised: Tensor) -> Tensor:
+        """What the gradient is divided by. Broadcasts to [B, C, F, H, W]."""
+        return sample_scale(latents, teacher_denoised)
 
     def _teacher(self, noisy: Tensor, sigma: Tensor, batch: Batch, guidance_scale: float) -> Tensor:
         """The teacher's denoised latents at a guidance scale."""
-        teacher = self.network("teacher", batch)
-        scale = torch.full_like(sigma, guidance_scale)
-        prompt_embeds, negative = (
-            batch.require("prompt_embeds"),
-            batch.require("negative_prompt_embeds"),
-        )
-        velocity = guided_velocity(teacher, noisy, sigma, prompt_embeds, negative, scale)
+        teacher, scale = self.denoiser("teacher"), torch.full_like(sigma, guidance_scale)
+        prompt, negative = batch.require("prompt"), batch.require("negative_embeds")
+        velocity = guided_velocity(teacher, noisy, sigma, prompt, negative, scale)
         return denoised_from_velocity(noisy, velocity, sigma)
 
     def _guidance_part(
@@ -262,6 +248,7 @@ class Method(Algorithm[Config]):
         """What guidance adds, (g - 1) * (d(prompt) - d(negative)), at noise levels of its own."""
         sigma = rng.uniform(latents.shape[0], part.min_sigma, part.max_sigma, latents.device)
         noisy = add_noise(latents, rng.randn_like(latents), sigma)
+        # d(negative) + g (d(prompt) - d(negative)) less d(prompt)
         guided = self._teacher(noisy, sigma, batch, self.config.guidance_scale)
         return guided - self._teacher(noisy, sigma, batch, 1.0)
 
@@ -270,20 +257,18 @@ class Method(Algorithm[Config]):
         sigma = shift_sigmas(rng.rand(latents.shape[0], latents.device), self.config.score_shift)
         return sigma.clamp(self.config.min_sigma, self.config.max_sigma)
 
-    def _critic_guidance(self, sigma: Tensor) -> Tensor | None:
+    def _for_critic(self, batch: Batch, sigma: Tensor) -> Prompt:
         """A critic that started from a guidance-distilled model keeps being asked at one scale."""
-        critic = cast(Denoiser, self.roles["critic"])
-        return (
-            torch.full_like(sigma, self.config.guidance_scale) if critic.embeds_guidance else None
-        )
+        prompt = batch.require("prompt")
+        if not self.denoiser("critic").embeds_guidance:
+            return prompt
+        return prompt.with_guidance(torch.full_like(sigma, self.config.guidance_scale))
 
     def _logits(self, latents: Tensor, sigma: Tensor, batch: Batch, rng: Rng) -> Tensor:
         """What the discriminator says about latents noised to sigma [B]. [B]."""
-        teacher, discriminator = self.network("teacher", batch), self.roles["discriminator"]
         noisy = add_noise(latents, rng.randn_like(latents), sigma)
-        logits: Tensor = discriminator(
-            teacher.features(noisy, sigma, batch.require("prompt_embeds"))
-        )
+        features = self.denoiser("teacher").features(noisy, sigma, batch.require("prompt"))
+        logits: Tensor = self.roles["discriminator"](features)
         return logits
 
     def _reward_weight(self, latents: Tensor, batch: Batch) -> Tensor | None:
@@ -291,4 +276,4 @@ class Method(Algorithm[Config]):
         if self.config.reward is None or self.config.reward.beta == 0:
             return None
         assert self.score is not None
-        return torch.exp(self.config.reward.beta * self.score(latents, batch.prompts))
+        return torch.exp(self.config.reward.beta * self.score(latents, batch.prompts))  # Re-DMD

@@ -28,7 +28,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipelines.sampling.flow import add_noise, sigma_schedule
+from pipelines.sampling.denoiser import DenoiserCall
+from pipelines.sampling.flow import add_noise, expand_sigma
+from pipelines.sampling.prompt import Prompt
+from pipelines.sampling.samplers import noise_levels, per_sample
 from trainers.algorithm import Batch, Loss, RewardConfig, RewardMethod, Rng, Update
 from trainers.rollout import sample_whole
 from trainers.settings.roles import LoraSettings, Trainable
@@ -83,6 +86,7 @@ class Method(RewardMethod[Config]):
             prompts = tuple(p for p in batch.prompts for _ in range(self.config.num_draws))
         reward = self.reward(latents, prompts).mean()
         kl = torch.stack(divergences).mean()
+        # both have the gradient - d r / d x
         ahead = 1 - reward if self.config.loss == "one_minus_reward" else -reward
         metrics = {"reward": reward.detach(), "kl": kl.detach()}
         return Loss(ahead + self.config.kl_weight * kl, metrics)
@@ -91,37 +95,35 @@ class Method(RewardMethod[Config]):
 
     def _truncated(self, batch: Batch, rng: Rng, divergences: list[Tensor]) -> Tensor:
         """The student's latents with a gradient through the last K steps. [B, C, F, H, W]."""
-        prompt_embeds = batch.require("prompt_embeds")
-        noise = rng.randn((len(prompt_embeds), *batch.latent_shape), prompt_embeds.device)
-
-        def denoise(noisy_latents: Tensor, sigma: Tensor) -> Tensor:
-            return self._denoise(batch, noisy_latents, sigma, divergences)
-
-        return sample_whole(
-            denoise, self.rollout_sampler, noise, rng, self.config.num_gradient_steps
-        )
+        prompt, sampler = batch.require("prompt"), self.rollout_sampler
+        noise = rng.randn((len(prompt.embeds), *batch.latent_shape), prompt.embeds.device)
+        student = self._measured(batch, divergences)
+        return sample_whole(student, prompt, sampler, noise, rng, self.config.num_gradient_steps)
 
     def _low_variance(self, batch: Batch, rng: Rng, divergences: list[Tensor]) -> Tensor:
         """The last step from n noisings of one rollout. [B * n, C, F, H, W], copies together."""
         with torch.no_grad():
             latents = self._truncated(batch, rng, [])
-        num_draws, sampler = self.config.num_draws, self.rollout_sampler
+        num_draws = self.config.num_draws
         assert num_draws is not None
-        last = sigma_schedule(sampler.num_inference_steps, sampler.flow_shift, sampler.sigmas)[-2]
-        latents = latents.repeat_interleave(num_draws, 0)
-        sigma = last.to(latents).expand(len(latents))
+        latents = latents.repeat_interleave(num_draws, 0)  # y
+        sigma = per_sample(noise_levels(self.rollout_sampler)[-2], latents)  # s
         noisy_latents = add_noise(latents, rng.randn_like(latents), sigma)
-        return self._denoise(batch.repeated(num_draws), noisy_latents, sigma, divergences)
+        group = batch.repeated(num_draws)
+        return self._measured(group, divergences)(noisy_latents, sigma, group.require("prompt"))
 
-    def _denoise(
-        self, batch: Batch, noisy_latents: Tensor, sigma: Tensor, divergences: list[Tensor]
-    ) -> Tensor:
-        """The student's denoised latents; where they carry a gradient, its KL term is noted."""
-        prompt_embeds = batch.require("prompt_embeds")
-        denoised = self.guided("student", batch)(noisy_latents, sigma, prompt_embeds)
-        if torch.is_grad_enabled():
-            with torch.no_grad():
-                before = self.guided("teacher", batch)(noisy_latents, sigma, prompt_embeds)
-            velocity_distance = (denoised - before) / sigma.view(-1, 1, 1, 1, 1)
-            divergences.append(velocity_distance.square().mean())
-        return denoised
+    def _measured(self, batch: Batch, divergences: list[Tensor]) -> DenoiserCall:
+        """The student; where an answer carries a gradient, its KL term is noted."""
+        student, teacher = self.guided("student", batch), self.guided("teacher", batch)
+
+        def call(noisy_latents: Tensor, sigma: Tensor, prompt: Prompt) -> Tensor:
+            denoised = student(noisy_latents, sigma, prompt)
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    before = teacher(noisy_latents, sigma, prompt)
+                # v_S - v_teacher, as both start at the same noisy latents
+                distance = (before - denoised) / expand_sigma(sigma, denoised)
+                divergences.append(distance.square().mean())
+            return denoised
+
+        return call

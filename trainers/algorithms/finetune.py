@@ -18,6 +18,7 @@ from pydantic import Field
 
 from pipelines.sampling.flow import add_noise, shift_sigmas
 from trainers.algorithm import Algorithm, Batch, Loss, Rng, Update
+from trainers.losses import flow_matching
 from trainers.settings.roles import AlgorithmConfig, Ema, Trainable
 
 
@@ -43,16 +44,13 @@ class Method(Algorithm[Config]):
 
     def flow_loss(self, batch: Batch, rng: Rng) -> Loss:
         """Mean squared velocity error over one micro-batch."""
-        student = self.network("student", batch)
-        latents = batch.require("latents").float()  # [B, C, F, H, W]
-        batch_size = latents.shape[0]
-        noise = rng.randn_like(latents)
-        sigma = shift_sigmas(rng.rand(batch_size, latents.device), self.config.flow_shift)  # [B]
-        dropped = rng.rand(batch_size, latents.device) < self.config.prompt_dropout
-        prompt_embeds = torch.where(
-            dropped[:, None, None],
-            batch.require("negative_prompt_embeds"),
-            batch.require("prompt_embeds"),
-        )
-        velocity = student.velocity(add_noise(latents, noise, sigma), sigma, prompt_embeds)
-        return Loss((velocity - (noise - latents)).square().mean())
+        latents, prompt = batch.require("latents").float(), batch.require("prompt")
+        batch_size, device = latents.shape[0], latents.device
+        noise = rng.randn_like(latents)  # [B, C, F, H, W]
+        sigma = shift_sigmas(rng.rand(batch_size, device), self.config.flow_shift)  # [B], eq. 23
+        dropped = rng.rand(batch_size, device) < self.config.prompt_dropout
+        negative_embeds = batch.require("negative_embeds")
+        embeds = torch.where(dropped[:, None, None], negative_embeds, prompt.embeds)
+        noisy = add_noise(latents, noise, sigma)  # eq. 1
+        velocity = self.denoiser("student").velocity(noisy, sigma, prompt.with_text(embeds))
+        return Loss(flow_matching(velocity, latents, noise))  # eq. 12

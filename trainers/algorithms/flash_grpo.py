@@ -31,7 +31,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.sampling.flow import sigma_schedule
+from pipelines.sampling.flow import euler_step
+from pipelines.sampling.samplers import noise_levels
 from trainers.algorithm import Batch, Loss, RewardConfig, RewardMethod, Rng, Update
 from trainers.losses import group_advantages
 from trainers.settings.roles import Ema
@@ -89,9 +90,9 @@ class Method(RewardMethod[Config]):
             reward = self.reward(latents, group.prompts)
             old = self._log_density("old", group, decision)[0]
             teacher = self._velocity("teacher", group, decision.before, decision.sigma)
-        advantage = group_advantages(reward, self.config.group_size)
+        advantage = group_advantages(reward, self.config.group_size)  # A
         log_density, velocity = self._log_density("student", group, decision)
-        ratio = (log_density - old).exp()
+        ratio = (log_density - old).exp()  # exactly 1 before the first update
         clip = self.config.clip_range
         gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
         kl = (velocity - teacher).square().mean()
@@ -117,14 +118,11 @@ class Method(RewardMethod[Config]):
 
     def _rollout(self, group: Batch, rng: Rng) -> tuple[Decision, Tensor]:
         """What the old student makes, with one stochastic step. Latents [B * G, C, F, H, W]."""
-        sampler = self.rollout_sampler
-        sigmas = sigma_schedule(
-            sampler.num_inference_steps, sampler.flow_shift, sampler.sigmas
-        ).tolist()
+        sigmas = noise_levels(self.rollout_sampler).tolist()
         num_early = max(1, int(self.config.share_of_steps * (len(sigmas) - 2)))
         chosen = int(torch.randint(num_early, (), generator=rng.shared))
-        prompt_embeds = group.require("prompt_embeds")
-        latents = rng.randn((len(prompt_embeds), *group.latent_shape), prompt_embeds.device)
+        embeds = group.require("prompt").embeds
+        latents = rng.randn((len(embeds), *group.latent_shape), embeds.device)
         decision = None
         for step, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
             velocity = self._velocity("old", group, latents, sigma)
@@ -134,7 +132,8 @@ class Method(RewardMethod[Config]):
                 decision = Decision(latents, after, sigma, next_sigma)
                 latents = after
             else:
-                latents = latents + (next_sigma - sigma) * velocity
+                here, there = latents.new_tensor([sigma]), latents.new_tensor([next_sigma])
+                latents = euler_step(latents, velocity, here, there)
         assert decision is not None
         return decision, latents
 
@@ -144,7 +143,7 @@ class Method(RewardMethod[Config]):
         mean, deviation = self._transition(
             decision.before, velocity, decision.sigma, decision.next_sigma
         )
-        squares = (decision.after - mean).square().mean((1, 2, 3, 4))
+        squares = (decision.after - mean).square().mean((1, 2, 3, 4))  # || x' - mu ||^2
         return -squares / (2 * deviation**2), velocity
 
     def _transition(
@@ -152,10 +151,10 @@ class Method(RewardMethod[Config]):
     ) -> tuple[Tensor, float]:
         """mu and s sqrt(|d|) of the docstring."""
         change, spread = next_sigma - sigma, self.spread(sigma)
+        # The SDE's drift: the ODE's velocity and what takes the added noise back (eq. 9)
         drift = velocity + spread**2 / (2 * sigma) * (noisy_latents + (1 - sigma) * velocity)
         return noisy_latents + change * drift, spread * (-change) ** 0.5
 
     def _velocity(self, role: str, group: Batch, noisy_latents: Tensor, sigma: float) -> Tensor:
         level = noisy_latents.new_full((len(noisy_latents),), sigma)
-        denoised = self.guided(role, group)(noisy_latents, level, group.require("prompt_embeds"))
-        return (noisy_latents - denoised) / sigma
+        return self.guided_velocity(role, group, noisy_latents, level)

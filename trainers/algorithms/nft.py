@@ -27,7 +27,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.sampling.flow import add_noise, expand_sigma, sigma_schedule
+from pipelines.sampling.flow import add_noise, denoised_from_velocity
+from pipelines.sampling.samplers import noise_levels
 from trainers.algorithm import Batch, Loss, RewardConfig, RewardMethod, Rng, Update
 from trainers.losses import group_advantages
 from trainers.rollout import sample_whole
@@ -64,15 +65,15 @@ class Method(RewardMethod[Config]):
         for _ in range(self.config.num_levels):
             sigma = self._levels(latents, rng)
             noisy_latents = add_noise(latents, rng.randn_like(latents), sigma)
-            velocity = self._velocity("student", group, noisy_latents, sigma)
+            velocity = self.guided_velocity("student", group, noisy_latents, sigma)
             with torch.no_grad():
-                old = self._velocity("old", group, noisy_latents, sigma)
-                teacher = self._velocity("teacher", group, noisy_latents, sigma)
-            step = self.config.beta * (velocity - old)
+                old = self.guided_velocity("old", group, noisy_latents, sigma)
+                teacher = self.guided_velocity("teacher", group, noisy_latents, sigma)
+            step = self.config.beta * (velocity - old)  # v+ = old + step, v- = old - step
             better = self._distance(noisy_latents, old + step, sigma, latents)
             worse = self._distance(noisy_latents, old - step, sigma, latents)
             losses.append((optimality * better + (1 - optimality) * worse).mean())
-            contrasts.append(2 * step.detach().abs().mean())
+            contrasts.append(2 * step.detach().abs().mean())  # mean | v+ - v- |
             divergences.append((velocity - teacher).square().mean())
         kl = torch.stack(divergences).mean()
         metrics = {
@@ -86,34 +87,26 @@ class Method(RewardMethod[Config]):
 
     def _rollout(self, group: Batch, rng: Rng) -> Tensor:
         """What the old student makes. [B * G, C, F, H, W]."""
-        prompt_embeds = group.require("prompt_embeds")
-        noise = rng.randn((len(prompt_embeds), *group.latent_shape), prompt_embeds.device)
-        old, sampler = self.guided("old", group), self.rollout_sampler
-        return sample_whole(
-            lambda noisy, sigma: old(noisy, sigma, prompt_embeds), sampler, noise, rng
-        )
+        prompt = group.require("prompt")
+        noise = rng.randn((len(prompt.embeds), *group.latent_shape), prompt.embeds.device)
+        return sample_whole(self.guided("old", group), prompt, self.rollout_sampler, noise, rng)
 
     def _optimality(self, reward: Tensor) -> Tensor:
         """r of the docstring. [B * G] in [0, 1]."""
         advantage = group_advantages(reward, self.config.group_size) / self.config.clip_range
-        return 0.5 + 0.5 * advantage.clamp(-1, 1)
+        return 0.5 + 0.5 * advantage.clamp(-1, 1)  # eq. 7
 
     def _levels(self, latents: Tensor, rng: Rng) -> Tensor:
         """One of the sampler's levels for each video. [B * G]."""
-        sampler = self.rollout_sampler
-        sigmas = sigma_schedule(sampler.num_inference_steps, sampler.flow_shift, sampler.sigmas)
-        drawn = rng.rand(len(latents), latents.device) * sampler.num_inference_steps
-        return sigmas.to(latents.device)[drawn.long()]
-
-    def _velocity(self, role: str, group: Batch, noisy_latents: Tensor, sigma: Tensor) -> Tensor:
-        denoised = self.guided(role, group)(noisy_latents, sigma, group.require("prompt_embeds"))
-        return (noisy_latents - denoised) / expand_sigma(sigma, denoised)
+        sigmas = noise_levels(self.rollout_sampler).to(latents.device)
+        drawn = rng.rand(len(latents), latents.device) * (len(sigmas) - 1)
+        return sigmas[drawn.long()]
 
     def _distance(
         self, noisy_latents: Tensor, velocity: Tensor, sigma: Tensor, latents: Tensor
     ) -> Tensor:
         """The square of d - x over its own mean size, which carries no gradient. [B * G]."""
         axes = tuple(range(1, latents.ndim))
-        error = noisy_latents - expand_sigma(sigma, latents) * velocity - latents
-        size = error.detach().abs().mean(axes).clamp_min(1e-5)
+        error = denoised_from_velocity(noisy_latents, velocity, sigma) - latents  # d - x
+        size = error.detach().abs().mean(axes).clamp_min(1e-5)  # sg mean | d - x |
         return error.square().mean(axes) / size

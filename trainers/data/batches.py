@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.geometry import TEMPORAL_STRIDE
+from pipelines.geometry import Geometry
 from pipelines.sampling.first_frame import ImageCondition, join
+from pipelines.sampling.prompt import Prompt
 from trainers.algorithm import Batch
 from trainers.data.order import BucketOrder, stream_seed
 from trainers.data.prepared import PreparedFolder
@@ -21,8 +22,6 @@ from trainers.networks.models import Codecs
 from trainers.settings.data import Bucket, PreparedData, PromptData, ShapesData, Stage
 from trainers.settings.run import TrainConfig
 from trainers.worlds.shapes import render, training_captions
-
-SPATIAL_STRIDE = 8  # of the VAE
 
 
 class DataSource(Protocol):
@@ -59,10 +58,12 @@ class Prepared:
         return Batch(
             prompts=tuple(self.files.captions[index] for index in chosen),
             latents=torch.stack(latents) if latents else None,
-            prompt_embeds=torch.stack([self._pad(sample["prompt_embeds"]) for sample in samples]),
-            negative_prompt_embeds=self.negative,
+            prompt=Prompt(
+                torch.stack([self._pad(sample["prompt_embeds"]) for sample in samples]),
+                image=join([_condition(sample) for sample in samples]) if self.images else None,
+            ),
+            negative_embeds=self.negative,
             latent_shape=tuple(self.files.latent_shapes[chosen[0]]),
-            condition=join([_condition(sample) for sample in samples]) if self.images else None,
         )
 
     def _grouped(self, shapes: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -72,11 +73,10 @@ class Prepared:
             by_shape.setdefault(tuple(shape), []).append(index)
         for shape, bucket in by_shape.items():
             if len(bucket) < self.settings.batch_size:
-                _, num_frames, height, width = shape
+                width, height, num_frames = self.files.geometry.video_size(shape)
                 raise ValueError(
                     f"data.batch_size: {self.settings.batch_size} is more than the {len(bucket)} "
-                    f"samples of {width * SPATIAL_STRIDE}x{height * SPATIAL_STRIDE} and "
-                    f"{(num_frames - 1) * TEMPORAL_STRIDE + 1} frames; lower it or prepare more"
+                    f"samples of {width}x{height} and {num_frames} frames; lower it or prepare more"
                 )
         return list(by_shape.values())
 
@@ -97,8 +97,8 @@ def _condition(sample: Mapping[str, Tensor]) -> ImageCondition:
 class RenderedShapes:
     """Clips of the shapes world around the moving shape, by the curriculum in `stages`."""
 
-    def __init__(self, settings: ShapesData, seed: int):
-        self.settings, self.seed = settings, seed
+    def __init__(self, settings: ShapesData, seed: int, geometry: Geometry):
+        self.settings, self.seed, self.geometry = settings, seed, geometry
         self.captions = training_captions()
 
     def batch(self, step: int, stream: int, num_streams: int) -> Batch:
@@ -108,7 +108,9 @@ class RenderedShapes:
         rng = np.random.default_rng(stream_seed(self.seed, step, stream))
         captions, clips = zip(*self._clips(stage, rng), strict=True)
         video = torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3)
-        return Batch(prompts=captions, video=video)
+        _, num_frames, _, height, width = video.shape
+        shape = self.geometry.latent_shape(width, height, num_frames)
+        return Batch(prompts=captions, video=video, latent_shape=shape)
 
     def _clips(self, stage: Stage, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
         size, num_frames = self.settings.size, self.settings.num_frames
@@ -155,9 +157,12 @@ class Prompts:
                 num_frames=settings.num_frames or own.num_frames,
             ),
         )
+        self.geometry = own.geometry
+        for bucket in self.buckets:
+            if problem := own.geometry.problem(bucket.width, bucket.height, bucket.num_frames):
+                raise ValueError(f"data: {problem}")
         self.batch_size = settings.batch_size
         self.order = BucketOrder([len(self.prompts)] * len(self.buckets), config.seed)
-        self.num_channels = codecs.num_latent_channels
         self.encode = codecs.prompts.encode_prompt
         self.negative = self.encode([own.negative_prompt])
 
@@ -170,15 +175,9 @@ class Prompts:
         texts = [prompt.text for prompt in chosen]
         return Batch(
             prompts=tuple(texts),
-            prompt_embeds=self.encode(texts),
-            negative_prompt_embeds=self.negative,
-            condition=self._condition(chosen, bucket),
-            latent_shape=(
-                self.num_channels,
-                (bucket.num_frames - 1) // TEMPORAL_STRIDE + 1,
-                bucket.height // SPATIAL_STRIDE,
-                bucket.width // SPATIAL_STRIDE,
-            ),
+            prompt=Prompt(self.encode(texts), image=self._condition(chosen, bucket)),
+            negative_embeds=self.negative,
+            latent_shape=self.geometry.latent_shape(bucket.width, bucket.height, bucket.num_frames),
         )
 
     def _condition(self, chosen: Sequence[ListedPrompt], bucket: Bucket) -> ImageCondition | None:
@@ -197,4 +196,4 @@ def build_data(config: TrainConfig[Any], codecs: Codecs) -> DataSource:
         return Prepared(settings, config.seed, codecs.entry.preset.takes_image)
     if isinstance(settings, PromptData):
         return Prompts(config, settings, codecs)
-    return RenderedShapes(settings, config.seed)
+    return RenderedShapes(settings, config.seed, codecs.entry.preset.geometry)

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.files.disk import atomic_path
+from pipelines.geometry import WAN21, Geometry
 
 SETTINGS, INDEX, NEGATIVE = "settings.json", "index.json", "negative.safetensors"
 VERSION = 3  # 1 had no shapes, 2 no names of tensors and no headers
@@ -120,10 +121,16 @@ def discard(folder: Path, num_shards: int) -> None:
     (folder / SETTINGS).unlink(missing_ok=True)
 
 
-def finish(folder: Path, num_shards: int, negative_prompt_embeds: Tensor, text_length: int) -> None:
+def finish(
+    folder: Path,
+    num_shards: int,
+    negative_prompt_embeds: Tensor,
+    text_length: int,
+    geometry: Geometry = WAN21,
+) -> None:
     """Writes what belongs to all shards, the index last.
 
-    negative_prompt_embeds [L, D]; text_length is the L that the model reads.
+    negative_prompt_embeds [L, D]; text_length is the L that the model reads, geometry the model's.
     """
     captions, shapes, counts = [], [], []
     names: set[str] = set()
@@ -138,6 +145,7 @@ def finish(folder: Path, num_shards: int, negative_prompt_embeds: Tensor, text_l
         save_file({"prompt_embeds": negative_prompt_embeds.contiguous()}, partial)
     index = {"version": VERSION, "text_length": text_length, "tensors": sorted(names)}
     index |= {"shards": counts, "captions": captions, "shapes": shapes}
+    index |= {"geometry": geometry.model_dump()}
     with atomic_path(folder / INDEX) as partial:
         partial.write_text(json.dumps(index))
 
@@ -175,6 +183,7 @@ class PreparedFolder:
         self.text_length: int = index["text_length"]
         self.captions: list[str] = index["captions"]
         self.names: list[str] = index.get("tensors", FIRST_TENSORS)
+        self.geometry = Geometry.model_validate(index.get("geometry", {}))
         self.locations = [(s, i) for s, count in enumerate(index["shards"]) for i in range(count)]
         if not self.locations:
             raise ValueError(f"data.folder: {folder} holds no samples")

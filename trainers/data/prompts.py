@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.files.disk import read_lines
+
 IMAGES_SUFFIX = ".jsonl"
 
 
@@ -23,8 +25,7 @@ def read_prompts(file: Path) -> list[ListedPrompt]:
     """All lines of a list; ValueError naming `data.file` where it cannot be read or holds none."""
     if not file.is_file():
         raise ValueError(f"data.file: there is no file {file}")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = read_lines(file)
     if not lines:
         raise ValueError(f"data.file: {file} holds no prompts; write one a line")
     if file.suffix != IMAGES_SUFFIX:

@@ -1,34 +1,36 @@
-"""What a run is made of, counted without its weights: a block's operations, and who runs how often.
+"""The costs of a run, counted without its weights: a block's operations, and how often roles run.
 
 A transformer block runs at the run's own size on tensors without storage; a one-block stand-in goes
 through the method's own losses.
 """
 
+import copy
 import math
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import torch
 from diffusers import ModelMixin, WanTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipelines.catalog.registry import Registry
+from pipelines.recipe import SamplerSpec
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.first_frame import ImageCondition
 from pipelines.sampling.guidance_embedder import add_guidance_embedder, time_embedding
+from pipelines.sampling.prompt import Prompt
 from trainers.algorithm import Batch, Rng
 from trainers.networks.build import build_roles
 from trainers.networks.models import LoadedModel
 from trainers.networks.role import BuiltRole
 from trainers.networks.shared_base import RoleDenoiser
 from trainers.registry import algorithm_class
-from trainers.settings.roles import Discriminator
 from trainers.settings.run import TrainConfig
 
 NUM_STEPS_COUNTED = 20
@@ -61,11 +63,10 @@ def block_cost(
     role: BuiltRole, shape: tuple[int, ...], batch_size: int, precision: str
 ) -> BlockCost:
     """The cost of a role's first block for latents of shape (F, H, W); the role may be on meta."""
-    transformer = cast(WanTransformer3DModel, role.network)
     if isinstance(role.call, RoleDenoiser):
         role.call.switch.activate(role.adapter)
     with FakeTensorMode():  # as on a CPU, where autocast and attention are as in training
-        return _fake_block_cost(transformer, shape, batch_size, precision)
+        return _fake_block_cost(role.transformer, shape, batch_size, precision)
 
 
 def _fake_block_cost(
@@ -121,7 +122,7 @@ def stand_ins(models: Mapping[str, LoadedModel]) -> dict[str, LoadedModel]:
 
 
 def _stand_in(model: LoadedModel) -> ModelMixin:
-    network = cast(WanTransformer3DModel, model.network)
+    network = model.transformer
     small = WanTransformer3DModel(
         num_attention_heads=1,
         attention_head_dim=12,
@@ -149,32 +150,36 @@ class MeanOfLatents:
         return latents.flatten(1).mean(1)
 
 
-def count_runs(config: TrainConfig[Any], models: Mapping[str, LoadedModel]) -> dict[str, Runs]:
-    """What the method's losses run in a micro-batch, over its first steps, by role."""
+def count_runs(
+    config: TrainConfig[Any], models: Mapping[str, LoadedModel], own_sampler: SamplerSpec
+) -> dict[str, Runs]:
+    """What the method's losses run in a micro-batch, over its first steps, by role.
+
+    `own_sampler` is that of the run's model.
+    """
     roles = build_roles(config.algorithm, models)
-    network = cast(WanTransformer3DModel, models[""].network)
+    network = models[""].transformer
     shape = (network.config.out_channels, 1, 2, 2)
     latents, embeds = torch.randn(1, *shape), torch.randn(1, TEXT_TOKENS, 8)
-    batch = Batch(("",), None, latents, embeds, embeds, shape, _image(network, latents))
+    batch = Batch(
+        prompts=("",),
+        latents=latents,
+        prompt=Prompt(embeds, image=_image(network, latents)),
+        negative_embeds=embeds,
+        latent_shape=shape,
+    )
+    # a copy for each role: where they share a transformer, nobody could say whose forward it is
+    calls = {name: copy.deepcopy(role.call) for name, role in roles.items()}
     num_forwards: Counter[str] = Counter()
     num_backwards: Counter[str] = Counter()
 
-    def count(name: str, call: Denoiser) -> None:
-        velocity = call.velocity
+    def count(name: str, module: nn.Module, inputs: Any, output: tuple[Tensor]) -> None:
+        num_forwards[name] += 1
+        num_backwards[name] += output[0].requires_grad
 
-        def counted(*inputs: Any) -> Tensor:
-            output = velocity(*inputs)
-            num_forwards[name] += 1
-            num_backwards[name] += output.requires_grad
-            return output
-
-        call.velocity = counted  # type: ignore[method-assign, assignment]
-
-    names = [name for name, role in roles.items() if not isinstance(role.settings, Discriminator)]
-    for name in names:
-        count(name, cast(Denoiser, roles[name].call))
-    own_sampler = Registry().entry(config.model).preset.sampler
-    calls = {name: role.call for name, role in roles.items()}
+    denoisers = {name: call for name, call in calls.items() if isinstance(call, Denoiser)}
+    for name, call in denoisers.items():
+        call.transformer.register_forward_hook(partial(count, name))
     score = MeanOfLatents() if config.reward else None
     method = algorithm_class(config.method)(config.algorithm, calls, score, own_sampler)
     rng = Rng(torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
@@ -183,7 +188,7 @@ def count_runs(config: TrainConfig[Any], models: Mapping[str, LoadedModel]) -> d
             update.loss(batch, rng)
     return {
         name: Runs(num_forwards[name] / NUM_STEPS_COUNTED, num_backwards[name] / NUM_STEPS_COUNTED)
-        for name in names
+        for name in denoisers
     }
 
 

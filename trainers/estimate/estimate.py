@@ -12,19 +12,18 @@ Seconds are operations (blocks only) over operations a second. Embedders, the VA
 and communication are not counted.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
 from torch import Tensor, nn
 
-from pipelines.catalog.registry import ModelEntry, Registry
+from pipelines.catalog.registry import ModelEntry, ModelPreset, Registry
 from pipelines.files.disk import read_json
 from pipelines.formats.parts import transformer_settings
-from pipelines.geometry import TEMPORAL_STRIDE
-from trainers.data.batches import SPATIAL_STRIDE
 from trainers.estimate.costs import (
     NUM_STEPS_COUNTED,
     BlockCost,
@@ -71,24 +70,25 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(config: TrainConfig[Any]) -> Estimate:
+def estimate(config: TrainConfig[Any], registry: Registry) -> Estimate:
     """What a run of this configuration takes. ValueError where an architecture is unknown."""
+    preset = registry.entry(config.model).preset
     with torch.device("meta"):
-        models = load_models(config, _skeleton)
+        models = load_models(config, registry, _skeleton)
     if algorithm_class(config.method).component == "vae":
         parameters = _parameters(build_roles(config.algorithm, models))
         return Estimate(
             [("parameters", parameters), ("memory and time: for transformers only", [])]
         )
-    runs = count_runs(config, stand_ins(models))
-    shape, batch_size = _largest_batch(config)
+    runs = count_runs(config, stand_ins(models), preset.sampler)
+    shape, batch_size = _largest_batch(config, preset)
     with torch.device("meta"):
         roles = build_roles(config.algorithm, models)
     for transformer, own in transformers_of(roles.values()):
         if config.precision == "bf16":
             store_frozen_in_bf16(transformer, own)
     costs = {name: block_cost(roles[name], shape, batch_size, config.precision) for name in runs}
-    speed, where = measured_flops(config, cast(WanTransformer3DModel, roles["student"].network))
+    speed, where = measured_flops(config, roles["student"].transformer)
     flops = _step_flops(config, roles, runs, costs)
     size = f"latents {'x'.join(map(str, shape))}, batch {batch_size}, {_num_ranks(config)} rank(s)"
     groups = [
@@ -118,23 +118,22 @@ def _skeleton(entry: ModelEntry, component: str) -> ModelMixin:
     return WanTransformer3DModel.from_config(architecture)
 
 
-def _largest_batch(config: TrainConfig[Any]) -> tuple[tuple[int, int, int], int]:
+def _largest_batch(config: TrainConfig[Any], own: ModelPreset) -> tuple[tuple[int, int, int], int]:
     """Latents (F, H, W) and samples of the largest micro-batch.
 
     Videos that are prepared are taken to have the model's own size.
     """
-    own, data = Registry().entry(config.model).preset, config.data
+    data = config.data
     assert data.source != "shapes"  # for the autoencoder
-    sizes = [(own.num_frames, own.height, own.width, data.batch_size)]
+    sizes = [(own.width, own.height, own.num_frames, data.batch_size)]
     if isinstance(data, PromptData):
-        frames, height = data.num_frames or own.num_frames, data.height or own.height
+        height, frames = data.height or own.height, data.num_frames or own.num_frames
         sizes = [
-            (bucket.num_frames, bucket.height, bucket.width, bucket.batch_size or data.batch_size)
+            (bucket.width, bucket.height, bucket.num_frames, bucket.batch_size or data.batch_size)
             for bucket in data.buckets
-        ] or [(frames, height, data.width or own.width, data.batch_size)]
-    frames, height, width, batch_size = max(sizes, key=lambda s: s[0] * s[1] * s[2] * s[3])
-    latent_frames = (frames - 1) // TEMPORAL_STRIDE + 1
-    return (latent_frames, height // SPATIAL_STRIDE, width // SPATIAL_STRIDE), batch_size
+        ] or [(data.width or own.width, height, frames, data.batch_size)]
+    *size, batch_size = max(sizes, key=math.prod)
+    return own.geometry.latent_shape(*size)[1:], batch_size
 
 
 def _num_ranks(config: TrainConfig[Any]) -> int:

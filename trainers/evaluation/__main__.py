@@ -26,6 +26,7 @@ from pipelines.catalog.overrides import Overrides
 from pipelines.catalog.registry import Registry
 from pipelines.catalog.students import SPEC_FILE, StudentSpec
 from pipelines.generate import ModelCache
+from pipelines.geometry import read_size
 from pipelines.lora.apply import read_lora
 from pipelines.models.loading import load_components
 from pipelines.recipe import Adapter, Recipe
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; exits 1 where the autoencoder misses its bounds, 2 on bad input."""
     options = _parser().parse_args(arguments)
     try:
-        code: int = options.run(options)
+        code: int = options.run(options, ModelCache(Registry(), "cpu"))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -121,19 +122,17 @@ def _captions(seeds: list[int]) -> argparse.ArgumentParser:
     return captions
 
 
-def _students(options: argparse.Namespace) -> int:
-    models = ModelCache(Registry(), "cpu")
+def _students(options: argparse.Namespace, models: ModelCache) -> int:
     teacher = _recipes(models, tables.TEACHER, options, tables.TEACHER_SAMPLING)
     students = {n: _recipes(models, n, options, _sampling(options)) for n in options.names}
     rows = tables.student_rows(models, teacher, students, _cache(options))
     return _finish(rows, tables.STUDENT_COLUMNS, options)
 
 
-def _sizes(options: argparse.Namespace) -> int:
-    models = ModelCache(Registry(), "cpu")
+def _sizes(options: argparse.Namespace, models: ModelCache) -> int:
     rounds = []
     for text in options.sizes:
-        width, height = _size(text)
+        width, height = read_size(text, "sizes")
         for num_frames in options.frames:
             size: Overrides = {"width": width, "height": height, "num_frames": num_frames}
             teacher = _recipes(models, tables.TEACHER, options, tables.TEACHER_SAMPLING | size)
@@ -143,10 +142,9 @@ def _sizes(options: argparse.Namespace) -> int:
     return _finish(rows, tables.SIZE_COLUMNS, options)
 
 
-def _guidance(options: argparse.Namespace) -> int:
-    models = ModelCache(Registry(), "cpu")
+def _guidance(options: argparse.Namespace, models: ModelCache) -> int:
     sweep = [
-        _recipes(models, options.name, options, {"guidance_scale": scale})
+        _recipes(models, options.name, options, {"sampler": {"guidance_scale": scale}})
         for scale in options.scales
     ]
     scorer = models.registry.recipe(tables.TEACHER, "")
@@ -154,16 +152,14 @@ def _guidance(options: argparse.Namespace) -> int:
     return _finish(rows, tables.GUIDANCE_COLUMNS, options)
 
 
-def _images(options: argparse.Namespace) -> int:
-    models = ModelCache(Registry(), "cpu")
+def _images(options: argparse.Namespace, models: ModelCache) -> int:
     sweep = [_recipes(models, name, options, _sampling(options)) for name in options.names]
     folder = options.out.parent / "first-frames"
     rows = continuation_rows(models, sweep, folder, tables.RENDERED_SEED)
     return _finish(rows, tables.IMAGE_COLUMNS, options)
 
 
-def _lora_alpha(options: argparse.Namespace) -> int:
-    models = ModelCache(Registry(), "cpu")
+def _lora_alpha(options: argparse.Namespace, models: ModelCache) -> int:
     entry = models.registry.entry(options.name)
     if entry.own_folder is None or not entry.adapters:
         raise ValueError(f"name: {options.name} is no student with a LoRA")
@@ -182,18 +178,18 @@ def _lora_alpha(options: argparse.Namespace) -> int:
     return _finish(rows, tables.LORA_ALPHA_COLUMNS, options)
 
 
-def _prompts(options: argparse.Namespace) -> int:
-    models = ModelCache(Registry(), "cpu")
+def _prompts(options: argparse.Namespace, models: ModelCache) -> int:
     recipes = _recipes(models, options.model, options, _sampling(options))
     print(json.dumps(summarise(judge(recipes, models)), indent=2))
     return 0
 
 
-def _autoencoder(options: argparse.Namespace) -> int:
-    entry = Registry().entry(options.model)
+def _autoencoder(options: argparse.Namespace, models: ModelCache) -> int:
+    entry = models.registry.entry(options.model)
     if entry.folder is None:
         raise ValueError(f"model: {entry.missing}")
-    components = load_components(entry.folder, entry.preset.text_length, "cpu")
+    own = entry.preset
+    components = load_components(entry.folder, own.text_length, "cpu", geometry=own.geometry)
     figures = evaluate_autoencoder(components)
     print(json.dumps(figures, indent=2))
     return int(figures["passing"] < MIN_PASSING or figures["psnr_db"] < MIN_PSNR_DB)
@@ -213,17 +209,12 @@ def _recipes(
 
 def _sampling(options: argparse.Namespace) -> Overrides:
     return {
-        "steps": options.steps,
-        "guidance_scale": options.guidance,
-        "flow_shift": options.shift,
+        "sampler": {
+            "num_inference_steps": options.steps,
+            "guidance_scale": options.guidance,
+            "flow_shift": options.shift,
+        }
     }
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, separator, height = text.partition("x")
-    if not (separator and width.isdecimal() and height.isdecimal()):
-        raise ValueError(f"sizes holds {text!r} but must list WIDTHxHEIGHT, for example 96x96")
-    return int(width), int(height)
 
 
 def _cache(options: argparse.Namespace) -> Path:

@@ -17,6 +17,7 @@ from pipelines.generate import ModelCache
 from pipelines.recipe import Recipe
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.flow import add_noise
+from pipelines.sampling.prompt import Prompt
 from pipelines.sampling.samplers import draw_noise
 from trainers.evaluation.clips import Clips
 
@@ -28,8 +29,9 @@ BATCH_SIZE = 64
 @torch.no_grad()
 def adherence(clips: Clips, teacher: Recipe, models: ModelCache) -> float:
     """The prompt's mean advantage over the empty prompt, per element; about 0 if not followed."""
-    components = models.components(teacher)
-    models.adapt(teacher, components)
+    entry = models.registry.entry(teacher.model)
+    components = models.components(teacher, entry)
+    models.adapt(teacher, entry, components)
     model = Denoiser(components.transformer)
     generator = torch.Generator().manual_seed(NOISE_SEED)
     empty = components.encode_prompt([""])
@@ -37,15 +39,15 @@ def adherence(clips: Clips, teacher: Recipe, models: ModelCache) -> float:
     advantages = []
     for first in range(0, len(captions), BATCH_SIZE):
         latents = clips.latents[first : first + BATCH_SIZE].to(components.device)
-        prompts = components.encode_prompt(captions[first : first + BATCH_SIZE])
+        prompt = Prompt(components.encode_prompt(captions[first : first + BATCH_SIZE]))
         for level in SIGMAS:
             sigma = torch.full((len(latents),), level, device=components.device)
             noise = draw_noise(tuple(latents.shape), generator).to(components.device)
             noisy_latents, velocity = add_noise(latents, noise, sigma), noise - latents
 
-            def error(prompt_embeds: Tensor) -> Tensor:
-                predicted = model.velocity(noisy_latents, sigma, prompt_embeds)  # noqa: B023
+            def error(prompt: Prompt) -> Tensor:
+                predicted = model.velocity(noisy_latents, sigma, prompt)  # noqa: B023
                 return (predicted - velocity).square().mean((1, 2, 3, 4))  # noqa: B023
 
-            advantages.append(error(empty.expand_as(prompts)) - error(prompts))
+            advantages.append(error(prompt.with_text(empty)) - error(prompt))
     return float(torch.cat(advantages).mean())

@@ -19,7 +19,8 @@ from pipelines.models.loading import Components
 from pipelines.recipe import Recipe
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.first_frame import join
-from pipelines.sampling.guidance import check_guidance
+from pipelines.sampling.guidance import require_guidance_fits
+from pipelines.sampling.prompt import Prompt
 from trainers.worlds.shapes import Caption
 
 DECODE_BATCH = 16  # clips of 17x64x64 take 0.1 GB each in the decoder
@@ -68,14 +69,15 @@ def sample_clips(recipes: Sequence[Recipe], models: ModelCache) -> Clips:
 
     The recipes belong to one model and agree on size and length.
     """
-    components = models.components(recipes[0])
-    models.adapt(recipes[0], components)
+    entry = models.registry.entry(recipes[0].model)
+    components = models.components(recipes[0], entry)
+    models.adapt(recipes[0], entry, components)
     model = Denoiser(components.transformer)
-    check_guidance(model, recipes[0].sampler)
+    require_guidance_fits(model, recipes[0].sampler)
     batches = [list(b) for _, b in itertools.groupby(recipes, _without_prompt)]
     latents, denoise_sec = [], 0.0
     for batch in batches:
-        inputs = _shared_inputs([models.inputs(recipe, components) for recipe in batch])
+        inputs = _shared_inputs([models.inputs(recipe, entry, components) for recipe in batch])
         began = time.perf_counter()
         *_, denoised = denoise(batch[0], model, inputs)
         latents.append(denoised.cpu())
@@ -116,11 +118,11 @@ def _without_prompt(recipe: Recipe) -> Recipe:
 
 def _shared_inputs(singles: Sequence[Inputs]) -> Inputs:
     """One batch of the inputs of single clips, which agree on all but the prompt and the image."""
-    conditions = [single.condition for single in singles if single.condition is not None]
+    images = [image for single in singles if (image := single.prompt.image) is not None]
+    embeds = torch.cat([single.prompt.embeds for single in singles])
     return Inputs(
         noise=singles[0].noise.expand(len(singles), -1, -1, -1, -1),
         generator_state=singles[0].generator_state,
-        prompt_embeds=torch.cat([single.prompt_embeds for single in singles]),
-        negative_prompt_embeds=singles[0].negative_prompt_embeds,
-        condition=join(conditions) if conditions else None,
+        prompt=Prompt(embeds, image=join(images) if images else None),
+        negative_embeds=singles[0].negative_embeds,
     )

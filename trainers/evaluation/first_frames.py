@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.files.disk import atomic_path, fingerprint
+from pipelines.files.disk import atomic_path, fingerprint, read_lines
 from pipelines.generate import ModelCache
 from pipelines.recipe import FirstFrame, Recipe
 from trainers.evaluation.clips import Clips, decode, sample_clips
@@ -66,7 +66,7 @@ def psnr_db(images: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
 @torch.no_grad()
 def round_trip(rendered: Clips, recipe: Recipe, models: ModelCache) -> Clips:
     """The autoencoder's copies of rendered clips: the best that a model of its latents can do."""
-    components = models.components(recipe)
+    components = models.components(recipe, models.registry.entry(recipe.model))
     videos = torch.from_numpy(rendered.videos).permute(0, 1, 4, 2, 3)
     latents = [components.encode(batch / 255).cpu() for batch in videos.split(ENCODE_BATCH)]
     copies = decode(torch.cat(latents), components)
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--per-prompt", type=int, default=1, help="images of each caption")
     options = parser.parse_args()
-    captions = [Caption.parse(line) for line in options.prompts.read_text().splitlines()]
+    captions = [Caption.parse(line) for line in read_lines(options.prompts)]
     lines = []
     for number, caption in enumerate(captions * options.per_prompt):
         write_first_frame(options.out / f"{number:05d}.png", caption, number)

@@ -33,10 +33,12 @@ Columns = Mapping[str, tuple[str, str]]  # title -> name in a row, format
 
 TEACHER = "tiny-wan"
 TEACHER_SAMPLING: Overrides = {
-    "sampler": "unipc",
-    "steps": 48,
-    "guidance_scale": 3.0,
-    "flow_shift": 3.0,
+    "sampler": {
+        "name": "unipc",
+        "num_inference_steps": 48,
+        "guidance_scale": 3.0,
+        "flow_shift": 3.0,
+    }
 }
 RENDERED_SEED = REFERENCE_SEED + 2**20  # other clips than the reference's
 

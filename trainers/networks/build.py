@@ -156,9 +156,8 @@ def _room_for(lora: LoraWeights) -> LoraSettings:
 
 def _like(role: BuiltRole) -> tuple[LoraSettings, LoraWeights]:
     """The settings and weights of an adapter, for a moving average that starts as its copy."""
-    assert isinstance(role.settings, Trainable)
-    assert role.settings.lora is not None
-    return role.settings.lora, adapter_weights(role)
+    assert role.lora is not None
+    return role.lora, adapter_weights(role)
 
 
 def _discriminator(settings: Discriminator, models: Mapping[str, LoadedModel]) -> BuiltRole:

@@ -1,18 +1,17 @@
-"""From names in a configuration to networks in memory."""
+"""The networks of the models that a configuration names, in memory."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
 from torch import nn
 
 from pipelines.catalog.registry import ModelEntry, Registry
-from pipelines.files.layouts import image_encoder_path, vae_path
-from pipelines.formats.parts import vae_settings
+from pipelines.files.layouts import image_encoder_path
 from pipelines.lora.apply import Lora, stack_loras
 from pipelines.models.codecs import PromptEncoder, VideoCodec
 from pipelines.models.first_frame import ImageConditioner
@@ -37,26 +36,24 @@ class LoadedModel:
     network: ModelMixin
     lora: Lora | None = None
 
+    @property
+    def transformer(self) -> WanTransformer3DModel:
+        """The network of a model that is a transformer."""
+        assert isinstance(self.network, WanTransformer3DModel)
+        return self.network
+
 
 LoadNetwork = Callable[[ModelEntry, str], ModelMixin]
 
 
-class NamesModel(Protocol):
-    """Settings that say which model they are about, by name or folder."""
-
-    @property
-    def model(self) -> str: ...
-
-
 class Codecs:
-    """The prompt encoder, the VAE and, for images, CLIP of the run's model.
+    """The prompt encoder, the VAE and, for images, CLIP of a model.
 
     Each is loaded when it is first needed, and then shared: Wan's text encoder takes 11 GB.
     """
 
-    def __init__(self, config: NamesModel, device: torch.device | str):
-        self.entry = Registry().entry(config.model)
-        self.folder, self.device = model_folder(self.entry), str(device)
+    def __init__(self, entry: ModelEntry, device: torch.device | str):
+        self.entry, self.folder, self.device = entry, model_folder(entry), str(device)
 
     @cached_property
     def prompts(self) -> PromptEncoder:
@@ -66,7 +63,7 @@ class Codecs:
     @cached_property
     def video(self) -> VideoCodec:
         """Video <-> latents."""
-        return load_video_codec(self.folder, self.device)
+        return load_video_codec(self.folder, self.device, self.entry.preset.geometry)
 
     @cached_property
     def images(self) -> ImageConditioner:
@@ -85,45 +82,46 @@ class Codecs:
         size = (recipe.width, recipe.height, recipe.num_frames)
         return self.images.condition(Path(recipe.image.path), *size)
 
-    @property
-    def num_latent_channels(self) -> int:
-        """Channels of the latents, known without loading the VAE."""
-        return int(vae_settings(vae_path(self.folder))["z_dim"])
+
+def load_weights(entry: ModelEntry, component: str) -> ModelMixin:
+    """One component in fp32, from the folder that has it."""
+    base = model_folder(entry)
+    if component == "vae":
+        vae: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(base, subfolder="vae")
+        return vae.float()
+    path = entry.loaded_transformer
+    transformer: WanTransformer3DModel = load_transformer(path, torch.float32, "cpu")
+    return transformer
 
 
 def load_models(
-    config: TrainConfig[Any], load: LoadNetwork | None = None
+    config: TrainConfig[Any], registry: Registry, load: LoadNetwork = load_weights
 ) -> dict[str, LoadedModel]:
     """The run's own model under "", and every other one that a role names; all in fp32.
 
     A student on the run's own base shares its network. `load` makes a network from an entry and the
-    name of a component; by default from its weights. ValueError where a model is not here.
+    name of a component. ValueError where a model is not here.
     """
-    load = load or _load
-    registry = Registry()
     own = registry.entry(config.model)
     component = algorithm_class(config.method).component
     network = load(own, component)
     adapters = [*(Adapter(path=str(path)) for path in own.adapters), *config.adapters]
     if config.algorithm.on_top:
         _require_one_name(config)
-        models = {"": _merged(_model(network, adapters))}
     else:
-        _require_standing_on_base(config, own)
-        models = {"": _model(network, adapters)}
+        base = own if own.base is None else registry.entry(own.base)
+        _require_standing_on_base(config, own, base)
+    start = _model(network, adapters)
+    if config.algorithm.on_top and start.lora is not None:
+        merge(start.transformer, start.lora)  # a student as a base
+        start = LoadedModel(network)
+    models = {"": start}
     for name in _named_by_roles(config):
         entry = registry.entry(name)
         loras = [Adapter(path=str(path)) for path in entry.adapters]
         shared = entry.networks == own.networks and not (config.algorithm.on_top and own.adapters)
         models[name] = _model(network if shared else load(entry, component), loras)
     return models
-
-
-def _merged(model: LoadedModel) -> LoadedModel:
-    """A student as a base: its LoRA becomes a part of the weights."""
-    if model.lora is not None:
-        merge(model.network, model.lora)
-    return LoadedModel(model.network)
 
 
 def _model(network: ModelMixin, adapters: Sequence[Adapter]) -> LoadedModel:
@@ -138,13 +136,9 @@ def _model(network: ModelMixin, adapters: Sequence[Adapter]) -> LoadedModel:
             f"{min(lora.deltas)}, which a run cannot start from; write a model with it by "
             "`python -m pipelines lora merge` and name that"
         )
-    shapes = {
-        name: (module.out_features, module.in_features)
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    for layer, down in lora.down.items():
-        if shapes.get(layer) != (lora.up[layer].shape[0], down.shape[1]):
+    linear = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear)}
+    for layer, shape in lora.shapes.items():
+        if layer not in linear or linear[layer].weight.shape != shape:
             raise ValueError(
                 f"adapters: {paths} does not fit the model at {layer}; use a LoRA made for it"
             )
@@ -160,10 +154,9 @@ def _require_one_name(config: TrainConfig[Any]) -> None:
         )
 
 
-def _require_standing_on_base(config: TrainConfig[Any], own: ModelEntry) -> None:
-    """ValueError where the run would export a LoRA on weights that are not a base model's."""
+def _require_standing_on_base(config: TrainConfig[Any], own: ModelEntry, base: ModelEntry) -> None:
+    """ValueError where the run would export a LoRA on weights that are not its base model's."""
     student = config.algorithm.roles()["student"]
-    base = own if own.base is None else Registry().entry(own.base)
     lora = isinstance(student, Trainable) and student.lora is not None
     if lora and own.transformer != base.transformer:
         raise ValueError(
@@ -180,21 +173,7 @@ def model_folder(entry: ModelEntry) -> Path:
 
 
 def _named_by_roles(config: TrainConfig[Any]) -> list[str]:
-    names = []
-    for role in config.algorithm.roles().values():
-        if isinstance(role, Frozen) and role.model:
-            names.append(role.model)
-        if isinstance(role, Trainable) and role.start_from:
-            names.append(role.start_from)
-    return names
-
-
-def _load(entry: ModelEntry, component: str) -> ModelMixin:
-    """One component in fp32, from the folder that has it."""
-    base = model_folder(entry)
-    if component == "vae":
-        vae: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(base, subfolder="vae")
-        return vae.float()
-    path = entry.loaded_transformer
-    transformer: WanTransformer3DModel = load_transformer(path, torch.float32, "cpu")
-    return transformer
+    roles = config.algorithm.roles().values()
+    named = [role.model for role in roles if isinstance(role, Frozen)]
+    named += [role.start_from for role in roles if isinstance(role, Trainable)]
+    return [name for name in named if name]

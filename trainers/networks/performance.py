@@ -1,11 +1,11 @@
 """How networks compute: attention backend, compiled and checkpointed blocks, bf16 storage."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from diffusers import WanTransformer3DModel
+from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -40,7 +40,8 @@ def tune_compute(roles: Mapping[str, BuiltRole], config: TrainConfig, ranks: Ran
         if config.precision == "bf16":
             store_frozen_in_bf16(transformer, own)
             # everywhere it is called: with weights of two types there is no forward without
-            transformer.forward = _autocast_bf16(ranks)(transformer.forward)
+            hooks = HookRegistry.check_if_exists_or_initialize(transformer)
+            hooks.register_hook(_Within(autocast(config.precision, ranks)), "autocast")
         _choose_attention(transformer, config.attention_backend)
         share_context(transformer, ranks)
         if config.activation_checkpointing:
@@ -51,20 +52,29 @@ def tune_compute(roles: Mapping[str, BuiltRole], config: TrainConfig, ranks: Ran
                 block.compile()
 
 
-def autocast(precision: Literal["fp32", "bf16"], ranks: Ranks) -> AbstractContextManager[Any]:
-    """What a loss is computed under."""
-    return nullcontext() if precision == "fp32" else _autocast_bf16(ranks)
+def autocast(precision: Literal["fp32", "bf16"], ranks: Ranks) -> torch.autocast:
+    """What a loss is computed under; it can be entered again and again.
 
-
-def _autocast_bf16(ranks: Ranks) -> torch.autocast:
-    """Weights that are split are rounded anew in every forward.
-
-    A cast that is kept from a forward without gradients (a rollout's) is an older node of autograd
-    than the block that uses it again. Its gradient comes after FSDP2 has reduced the block's, and
-    is lost without a word (pytorch #158232). It would also keep in memory what FSDP2 frees.
+    Weights that are split are rounded anew in every forward: a cast that is kept from a forward
+    without gradients (a rollout's) is an older node of autograd than the block that uses it again.
+    Its gradient comes after FSDP2 has reduced the block's, and is lost without a word (pytorch
+    #158232). It would also keep in memory what FSDP2 frees.
     """
-    split = ranks.weights_mesh is not None
-    return torch.autocast(ranks.device.type, torch.bfloat16, cache_enabled=not split)
+    kept, device = ranks.weights_mesh is None, ranks.device.type
+    return torch.autocast(device, torch.bfloat16, precision == "bf16", cache_enabled=kept)
+
+
+class _Within(ModelHook):
+    """Runs every forward of a network in a context."""
+
+    def __init__(self, context: torch.autocast):
+        super().__init__()
+        self.context = context
+
+    def new_forward(self, module: nn.Module, *inputs: Any, **named: Any) -> Any:
+        """What diffusers calls in place of the network's own forward."""
+        with self.context:
+            return self.fn_ref.original_forward(*inputs, **named)
 
 
 def transformers_of(
@@ -96,18 +106,16 @@ def checkpoint_blocks(transformer: WanTransformer3DModel, call: nn.Module) -> No
     """
     switch = call.switch if isinstance(call, RoleDenoiser) else None
 
-    def run(block: nn.Module, *inputs: Tensor) -> Tensor:
+    def run(block: nn.Module, *inputs: Tensor) -> Any:
         adapter = switch.active if switch is not None else None
 
-        def forward(*inputs: Tensor) -> Tensor:
+        def forward(*inputs: Tensor) -> Any:
             if switch is not None:
                 switch.require(adapter)
-            tokens: Tensor = block(*inputs)
-            return tokens
+            return block(*inputs)
 
         # preserve_rng_state: a block draws no random numbers
-        tokens: Tensor = checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return tokens
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     transformer.enable_gradient_checkpointing(run)
 

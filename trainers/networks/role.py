@@ -7,8 +7,9 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
 from pipelines.lora.apply import Lora as LoraWeights
+from pipelines.sampling.denoiser import Denoiser
 from trainers.ranks.ranks import whole
-from trainers.settings.roles import Ema, Frozen, Role, Trainable
+from trainers.settings.roles import Ema, Frozen, LoraSettings, Role, Trainable
 
 
 class Autoencoder(nn.Module):
@@ -49,6 +50,23 @@ class BuiltRole:
         self.adapter = adapter
 
     @property
+    def transformer(self) -> WanTransformer3DModel:
+        """The network of a role that is a transformer."""
+        assert isinstance(self.network, WanTransformer3DModel)
+        return self.network
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The call of a role that is a transformer."""
+        assert isinstance(self.call, Denoiser)
+        return self.call
+
+    @property
+    def lora(self) -> LoraSettings | None:
+        """The LoRA that the role trains; None where it trains weights of its own, or nothing."""
+        return self.settings.lora if isinstance(self.settings, Trainable) else None
+
+    @property
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """The role's own parameters by name: of a shared network only its adapter."""
         named = dict(self.network.named_parameters())
@@ -71,8 +89,7 @@ class BuiltRole:
 
 def adapter_weights(role: BuiltRole) -> LoraWeights:
     """A role's adapter in the form of a LoRA file."""
-    assert isinstance(role.settings, Trainable)
-    assert role.settings.lora is not None
+    assert role.lora is not None
     parts: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
     guidance = {}
     for name, parameter in role.own_parameters.items():
@@ -81,7 +98,7 @@ def adapter_weights(role: BuiltRole) -> LoraWeights:
             parts[f"lora_{rest[0]}"][layer] = parameter.detach().clone()
         else:
             guidance[name.replace(f".{role.adapter}.", ".")] = parameter.detach().clone()
-    alphas = dict.fromkeys(parts["lora_A"], role.settings.lora.alpha)
+    alphas = dict.fromkeys(parts["lora_A"], role.lora.alpha)
     return LoraWeights(parts["lora_A"], parts["lora_B"], alphas, guidance)
 
 
@@ -104,7 +121,6 @@ def trained_state(role: BuiltRole, roles: Mapping[str, BuiltRole]) -> dict[str, 
     if role.adapter is not None:
         return {name: parameter.data for name, parameter in role.own_parameters.items()}
     source = roles[role.settings.of] if isinstance(role.settings, Ema) else role
-    assert isinstance(source.settings, Trainable)
     parameters = dict(role.network.named_parameters())
     return {name: parameters[name].data for name in source.trained}
 
@@ -116,14 +132,13 @@ def lora_norms(roles: Mapping[str, BuiltRole]) -> dict[str, Tensor]:
     """
     norms = {}
     for name, role in roles.items():
-        settings = role.settings
-        if not isinstance(settings, Trainable) or settings.lora is None:
+        if role.lora is None:
             continue
         lora, squares = adapter_weights(role), []
         for layer, part in lora.down.items():
             down, up = whole(part).float(), whole(lora.up[layer]).float()
             squares.append(((up.T @ up) * (down @ down.T)).sum())
-        scale = settings.lora.alpha / settings.lora.rank
+        scale = role.lora.alpha / role.lora.rank
         norms[f"{name}/lora_norm"] = scale * torch.stack(squares).sum().sqrt()
     return norms
 

@@ -11,11 +11,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import nn
 
 from pipelines.lora.apply import Lora as LoraWeights
 from pipelines.sampling.denoiser import Denoiser
-from pipelines.sampling.first_frame import ImageCondition
 from pipelines.sampling.guidance_embedder import (
     OWN,
     add_guidance_embedder,
@@ -36,17 +35,18 @@ class AdapterSwitch:
     def ready(self) -> None:
         """To be called when all adapters are in place: remembers the layers."""
         self.layers = [m for m in self.transformer.modules() if isinstance(m, LoraLayer)]
-        self.active = "nothing is on yet"
-        self.activate(None)
+        self._turn_on(None)  # PEFT leaves on what it adds
 
     def activate(self, adapter: str | None) -> None:
-        """Turns `adapter` on; None is the base as it is.
+        """Turns `adapter` on, unless it is; None is the base as it is."""
+        if adapter != self.active:
+            self._turn_on(adapter)
 
-        Sets what PEFT's own setters set, but not `requires_grad`, which they flip too: sharding has
-        replaced the parameters since, and their gradients may be yet to come.
+    def _turn_on(self, adapter: str | None) -> None:
+        """Sets what PEFT's own setters set, but not `requires_grad`, which they flip too.
+
+        Sharding has replaced the parameters since, and their gradients may be yet to come.
         """
-        if adapter == self.active:
-            return
         for layer in self.layers:
             layer._disable_adapters = adapter is None
             if adapter is not None:
@@ -89,33 +89,9 @@ class RoleDenoiser(Denoiser):
         """Whether guidance is an input of this role."""
         return self.switch.guidance_embedder(self.adapter) is not None
 
-    def velocity(
-        self,
-        noisy_latents: Tensor,
-        sigma: Tensor,
-        prompt_embeds: Tensor,
-        guidance_scale: Tensor | None = None,
-        condition: ImageCondition | None = None,
-    ) -> Tensor:
-        """As `Denoiser.velocity`, with the role's adapter."""
+    def activate(self) -> None:
+        """Turns the role's adapter on."""
         self.switch.activate(self.adapter)
-        velocity = super().velocity(noisy_latents, sigma, prompt_embeds, guidance_scale, condition)
-        return self._follow(velocity)
-
-    def features(
-        self,
-        noisy_latents: Tensor,
-        sigma: Tensor,
-        prompt_embeds: Tensor,
-        condition: ImageCondition | None = None,
-    ) -> Tensor:
-        """As `Denoiser.features`, with the role's adapter."""
-        return self._follow(super().features(noisy_latents, sigma, prompt_embeds, condition))
-
-    def _follow(self, output: Tensor) -> Tensor:
-        if output.requires_grad:
-            output.register_hook(lambda gradient: self.switch.activate(self.adapter))
-        return output
 
 
 def add_adapter(
@@ -184,9 +160,8 @@ def add_embedder(transformer: WanTransformer3DModel, name: str) -> None:
 @torch.no_grad()
 def merge(transformer: WanTransformer3DModel, lora: LoraWeights) -> None:
     """Adds a LoRA to the weights for good: W + alpha / rank * B A."""
-    for layer, down in lora.down.items():
-        scale = lora.alphas.get(layer, down.shape[0]) / down.shape[0]
+    for layer in lora.down:
         weight = transformer.get_submodule(layer).weight
-        weight += scale * (lora.up[layer].float() @ down.float()).to(weight)
+        weight += lora.product(layer).to(weight)
     if lora.guidance:
         load_guidance_embedder(transformer, lora.guidance)

@@ -14,19 +14,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.catalog.registry import Registry
 from trainers.settings.prepare import PrepareSettings
 from trainers.sources.inspect import probe, read_config
 from trainers.sources.listing import Item, kind_of
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], registry: Registry) -> int:
     """The command line. Returns 0 when done or stopped on request, 2 for bad input."""
     options = _parser().parse_args(arguments)
     names = PrepareSettings.model_fields
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     given |= {"name": options.out.resolve().name, "source": options.source.resolve()}
     try:
-        run(given, options.out, options.device, options.dry_run)
+        run(given, registry, options.out, options.device, options.dry_run)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -34,19 +35,22 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(
-    tree: Mapping[str, Any], out: Path, device: str | None = None, dry_run: bool = False
+    tree: Mapping[str, Any], registry: Registry, out: Path, device: str | None, dry_run: bool
 ) -> None:
     """Prepares what a tree of `PrepareConfig` says into a folder, or only lists it.
 
     ValueError in one sentence for what cannot be.
     """
-    config, items = read_config(tree)
+    config, items = read_config(tree, registry)
     if dry_run:
         _list(items, config)
         return
-    from trainers.prepare.job import Preparation  # torch: only once the input is good
+    # torch: only once the input is good
+    from trainers.prepare.encode import Encoder, local_device
+    from trainers.prepare.job import Preparation
 
-    Preparation(config, items, out, device).run()
+    encoder = Encoder(config, registry.entry(config.model), local_device(device))
+    Preparation(config, items, encoder, out).run()
 
 
 def _list(items: Sequence[Item], settings: PrepareSettings) -> None:

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipelines.catalog.entries import ModelEntry
 from pipelines.files.disk import fingerprint
 from pipelines.files.layouts import text_encoder_path, tokenizer_path, vae_path
-from pipelines.geometry import TEMPORAL_STRIDE
 from pipelines.models.loading import pick_device
 from trainers.data.prepared import PreparedSample, unpadded
 from trainers.networks.models import Codecs
@@ -20,8 +20,6 @@ from trainers.prepare.cut import Cut, cut_clips
 from trainers.settings.prepare import PrepareSettings
 from trainers.sources.inspect import probe
 from trainers.sources.listing import Item
-
-SPATIAL_STRIDE = 8  # of the VAE
 
 
 def local_device(name: str | None) -> str:
@@ -33,9 +31,8 @@ def local_device(name: str | None) -> str:
 class Encoder:
     """One model's encoders at work. `settings` are complete; ValueError where it is not here."""
 
-    def __init__(self, settings: PrepareSettings, device: str):
-        self.settings, self.codecs = settings, Codecs(settings, device)
-        self.preset = self.codecs.entry.preset
+    def __init__(self, settings: PrepareSettings, entry: ModelEntry, device: str):
+        self.settings, self.codecs, self.preset = settings, Codecs(entry, device), entry.preset
 
     def identity(self) -> dict[str, str]:
         """What changes when other weights would encode otherwise."""
@@ -69,12 +66,7 @@ class Encoder:
         """A prompt alone, for latents of the size that was asked for."""
         width, height = self.settings.sizes[0]
         assert self.settings.frames is not None
-        shape = (
-            self.codecs.num_latent_channels,
-            (self.settings.frames - 1) // TEMPORAL_STRIDE + 1,
-            height // SPATIAL_STRIDE,
-            width // SPATIAL_STRIDE,
-        )
+        shape = self.preset.geometry.latent_shape(width, height, self.settings.frames)
         return PreparedSample(prompt, shape, {"prompt_embeds": self._embed(prompt)})
 
     def _clips(self, file: Path, item: Item) -> Iterator[PreparedSample]:

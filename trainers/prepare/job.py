@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from pipelines.files.disk import atomic_path
 from trainers.data import prepared
 from trainers.data.prepared import PreparedSample
-from trainers.prepare.encode import Encoder, local_device
+from trainers.prepare.encode import Encoder
 from trainers.prepare.show import write_previews
 from trainers.run.log import Tracker
 from trainers.settings.prepare import PrepareConfig
@@ -87,10 +87,9 @@ class Preparation:
     """One source on its way into one folder, as one rank sees it."""
 
     def __init__(
-        self, config: PrepareConfig, items: Sequence[Item], out: Path, device: str | None = None
-    ):
-        self.config, self.items, self.out = config, items, out
-        self.encoder = Encoder(config, local_device(device))
+        self, config: PrepareConfig, items: Sequence[Item], encoder: Encoder, out: Path
+    ) -> None:
+        self.config, self.items, self.encoder, self.out = config, items, encoder, out
         self.rank = int(os.environ.get("RANK", "0"))
         self.num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
         num_together = MAX_PER_SHARD // (config.clips_per_video or 1)
@@ -186,8 +185,8 @@ class Preparation:
         if not num_samples:
             prepared.discard(self.out, self.num_shards)
             raise ValueError(f"source: nothing could be prepared; {self.out / PROBLEMS} says why")
-        negative = self.encoder.negative_prompt_embeds()
-        prepared.finish(self.out, self.num_shards, negative, self.encoder.preset.text_length)
+        negative, own = self.encoder.negative_prompt_embeds(), self.encoder.preset
+        prepared.finish(self.out, self.num_shards, negative, own.text_length, own.geometry)
         if kind_of(self.items) != "prompts":
             fps = self.config.fps or self.encoder.preset.fps
             write_previews(self.out, self.encoder.codecs.video, fps)

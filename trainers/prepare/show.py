@@ -18,7 +18,7 @@ PREVIEWS = "previews"
 NUM_PREVIEWS = 6
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], registry: Registry) -> int:
     """Writes one sample as a video. Returns 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m trainers show-data")
     parser.add_argument("folder", type=Path)
@@ -31,8 +31,8 @@ def main(arguments: Sequence[str]) -> int:
         name = options.model or _settings(options.folder).get("model")
         if name is None:
             raise ValueError(f"model: {options.folder} does not say what encoded it; give --model")
-        entry = Registry().entry(name)
-        codec = load_video_codec(model_folder(entry), pick_device())
+        entry = registry.entry(name)
+        codec = load_video_codec(model_folder(entry), pick_device(), entry.preset.geometry)
         fps = _settings(options.folder).get("fps") or entry.preset.fps
         write_preview(data, options.index, codec, fps, options.out)
         print(f"{data.captions[options.index]}\n{data.origin(options.index)}")

@@ -44,10 +44,10 @@ def share_context(transformer: WanTransformer3DModel, ranks: Ranks) -> None:
     apply_context_parallel(transformer, config, plan)
     patch_size = tuple(transformer.config.patch_size)
 
-    def check(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+    def require(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         _require_divisible(kwargs["hidden_states"], patch_size, ranks.context)
 
-    transformer.register_forward_pre_hook(check, with_kwargs=True)
+    transformer.register_forward_pre_hook(require, with_kwargs=True)
 
 
 def _in_type_of_input(norm: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

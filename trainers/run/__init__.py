@@ -1,5 +1,5 @@
 """What a run keeps in its directory: logs, checkpoints, exports.
 
-Call `log.Tracker`, `checkpoint.save_checkpoint`, `export.export_role`.
+Call `folder.RunFolder`; `run.Run` is what it keeps.
 Imports torch.
 """

@@ -18,10 +18,12 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch.optim import Optimizer
 
-from trainers.networks.role import BuiltRole, trained_state
+from pipelines.catalog.steps import step_name, step_of
+from pipelines.files.disk import atomic_path
+from trainers.networks.role import trained_state
 from trainers.ranks.ranks import Ranks, barrier, whole
+from trainers.run.run import Run
 
 PARTIAL = ".partial"
 BEST = "best.json"  # in the run directory: step and score of the best checkpoint
@@ -29,30 +31,23 @@ BEST = "best.json"  # in the run directory: step and score of the best checkpoin
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
     """All whole checkpoints, oldest first."""
-    folders = (run_dir / "checkpoints").glob("step_*")
-    return sorted(folder for folder in folders if folder.suffix != PARTIAL)
+    folders = (run_dir / "checkpoints").glob("*")
+    return sorted(folder for folder in folders if step_of(folder.name) is not None)
 
 
-def save_checkpoint(
-    run_dir: Path,
-    step: int,
-    roles: Mapping[str, BuiltRole],
-    optimizers: Mapping[str, Optimizer],
-    ranks: Ranks,
-) -> Path:
-    """Writes checkpoints/step_NNNNNN and returns it.
+def save_checkpoint(run_dir: Path, step: int, run: Run) -> None:
+    """Writes checkpoints/step_NNNNNN.
 
     ValueError where it cannot be written, as on a full disk; nothing is left of it then.
     """
-    final = _folder(run_dir, step)
+    final, ranks = _folder(run_dir, step), run.ranks
     partial = final.with_name(final.name + PARTIAL)
     if ranks.is_main:
         for leftover in final.parent.glob(f"*{PARTIAL}"):
             shutil.rmtree(leftover)
     barrier(ranks)
-    state = _state(roles, optimizers)
     try:
-        dcp.save(state, checkpoint_id=partial, no_dist=ranks.num_ranks == 1)
+        dcp.save(_state(run), checkpoint_id=partial, no_dist=ranks.num_ranks == 1)
     except CheckpointException as error:  # on every rank, if it is so on one
         free_gb = shutil.disk_usage(run_dir).free / 1e9
         if ranks.is_main:
@@ -63,29 +58,31 @@ def save_checkpoint(
         ) from error
     if ranks.is_main:
         (partial / "step.json").write_text(json.dumps({"step": step}))
-        if (
-            final.exists()
-        ):  # a save at a step that was saved before, by a run that was resumed from it
+        if final.exists():  # saved before, by a run that was then resumed from an older one
             shutil.rmtree(final)
         os.replace(partial, final)
     barrier(ranks)
-    return final
 
 
-def load_checkpoint(
-    folder: Path,
-    roles: Mapping[str, BuiltRole],
-    optimizers: Mapping[str, Optimizer],
-    ranks: Ranks,
-) -> int:
+def load_checkpoint(folder: Path, run: Run) -> int:
     """Restores weights and optimizers in place; returns the number of finished steps."""
-    state = _state(roles, optimizers)
-    dcp.load(state, checkpoint_id=folder, no_dist=ranks.num_ranks == 1)
-    for name, optimizer in optimizers.items():
+    state = _state(run)
+    dcp.load(state, checkpoint_id=folder, no_dist=run.ranks.num_ranks == 1)
+    for name, optimizer in run.optimizers.items():
         set_optimizer_state_dict(
-            roles[name].network, optimizer, optim_state_dict=state["optimizers"][name]
+            run.roles[name].network, optimizer, optim_state_dict=state["optimizers"][name]
         )
     return int(json.loads((folder / "step.json").read_text())["step"])
+
+
+def write_best(run_dir: Path, best: tuple[int, float] | None) -> None:
+    """Writes best.json, step and score of a checkpoint; None removes it."""
+    path = run_dir / BEST
+    if best is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps({"step": best[0], "score": best[1]}))
 
 
 def best_checkpoint(run_dir: Path) -> Path | None:
@@ -100,7 +97,7 @@ def checkpoint_folder(run_dir: Path, step: int) -> Path:
     """The whole checkpoint at a step; ValueError names the steps there are."""
     folder = _folder(run_dir, step)
     if not folder.is_dir():
-        steps = ", ".join(str(int(f.name.split("_")[1])) for f in checkpoint_folders(run_dir))
+        steps = ", ".join(str(step_of(folder.name)) for folder in checkpoint_folders(run_dir))
         raise ValueError(
             f"{run_dir} has no checkpoint at step {step}; it has {steps or 'none at all'}"
         )
@@ -116,16 +113,16 @@ def prune_checkpoints(run_dir: Path, keep: int) -> None:
 
 
 def _folder(run_dir: Path, step: int) -> Path:
-    return run_dir / "checkpoints" / f"step_{step:06d}"
+    return run_dir / "checkpoints" / step_name(step)
 
 
-def _state(roles: Mapping[str, BuiltRole], optimizers: Mapping[str, Optimizer]) -> dict[str, Any]:
+def _state(run: Run) -> dict[str, Any]:
     """Views of the live tensors, so that loading writes into the networks."""
     return {
-        "roles": {name: trained_state(role, roles) for name, role in roles.items()},
+        "roles": {name: trained_state(role, run.roles) for name, role in run.roles.items()},
         "optimizers": {
-            name: get_optimizer_state_dict(roles[name].network, optimizer)
-            for name, optimizer in optimizers.items()
+            name: get_optimizer_state_dict(run.roles[name].network, optimizer)
+            for name, optimizer in run.optimizers.items()
         },
     }
 

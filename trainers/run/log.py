@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipelines.strict import explain
 from trainers.ranks.ranks import Ranks, from_all_ranks
+from trainers.settings.earlier import in_todays_words
 from trainers.settings.run import TrainConfig
 
 WHAT_MAKES_A_RUN = (
@@ -65,12 +66,13 @@ def _append(path: Path, record: Mapping[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def refuse_other_run(run_dir: Path, config: TrainConfig[Any]) -> None:
+def require_same_run(run_dir: Path, config: TrainConfig[Any]) -> None:
     """ValueError where the directory holds a run that this configuration would not continue."""
     path = run_dir / "config.yaml"
     if not path.is_file():
         return
-    earlier, now = yaml.safe_load(path.read_text()), config.model_dump(mode="json")
+    earlier = in_todays_words(yaml.safe_load(path.read_text()))
+    now = config.model_dump(mode="json")
     kept = {name: earlier[name] for name in WHAT_MAKES_A_RUN if name in earlier}
     changed = "method"
     if kept.get("method") == config.method:
@@ -92,7 +94,7 @@ MAX_IN_A_ROW = 20
 
 
 class SkippedSteps:
-    """The count of each trained role since the run was started."""
+    """Counts the steps that each trained role skipped because its gradient was not finite."""
 
     def __init__(self, roles: Iterable[str], tracker: Tracker, ranks: Ranks):
         self.tracker, self.ranks = tracker, ranks

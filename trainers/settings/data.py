@@ -5,18 +5,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipelines.geometry import TEMPORAL_STRIDE
+from pipelines.geometry import WAN21
 from pipelines.strict import Strict
 
 
 def _frames(num_frames: int) -> int:
-    if num_frames % TEMPORAL_STRIDE != 1:
-        nearest = max(round((num_frames - 1) / TEMPORAL_STRIDE), 0) * TEMPORAL_STRIDE + 1
-        raise ValueError(f"is {num_frames} but must be 4n+1; try {nearest}")
+    if problem := WAN21.frames_problem(num_frames):
+        raise ValueError(problem)
     return num_frames
 
 
-Side = Annotated[int, Field(ge=16, multiple_of=16)]  # pixels
+# What holds for every model; a model with a coarser geometry refuses more where it is known.
+Side = Annotated[int, Field(ge=WAN21.size_multiple, multiple_of=WAN21.size_multiple)]  # pixels
 NumFrames = Annotated[int, Field(ge=1), AfterValidator(_frames)]
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field
 
 from pipelines.catalog.entries import CheckpointSpec
+from pipelines.geometry import WAN21, read_size
 from pipelines.strict import Strict
 from trainers.settings.data import NumFrames
 
@@ -18,18 +19,10 @@ NOT_READ = {  # settings that a source would ignore
 }
 
 
-def read_size(text: str) -> tuple[int, int]:
-    """`832x480` -> (832, 480): width and height. ValueError where it is no size."""
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise ValueError(f"is {text!r} but must be WIDTHxHEIGHT, for example 832x480")
-    if any(side < 16 or side % 16 for side in (int(width), int(height))):
-        raise ValueError(f"is {text!r} but width and height must be multiples of 16")
-    return int(width), int(height)
-
-
 def _size(text: str) -> str:
-    read_size(text)
+    if WAN21.problem(*read_size(text, "it"), num_frames=1):
+        multiple = WAN21.size_multiple
+        raise ValueError(f"is {text!r} but width and height must be multiples of {multiple}")
     return text
 
 
@@ -55,7 +48,10 @@ class PrepareSettings(Strict):
     clips_per_video: int | None = Field(None, ge=1, description="At most; without: 1.")
 
     def complete(self, kind: Kind, own: CheckpointSpec) -> Self:
-        """With the model's own values for what was left out; ValueError for what is not read."""
+        """With the model's own values for what was left out.
+
+        ValueError for what is not read, and for a size that the model makes no latents of.
+        """
         for name in NOT_READ[kind]:
             if getattr(self, name):
                 what = {"prompts": "prompts alone", "parquet": "encoded samples"}[kind]
@@ -67,7 +63,12 @@ class PrepareSettings(Strict):
         own_values |= {"fps": own.fps, "clips_per_video": 1}
         missing = {n: v for n, v in own_values.items() if not getattr(self, n)}
         kept = {n: v for n, v in missing.items() if n not in NOT_READ[kind]}
-        return self.model_copy(update=kept)
+        complete = self.model_copy(update=kept)
+        for width, height in complete.sizes:
+            num_frames = complete.frames or own.num_frames
+            if problem := own.geometry.problem(width, height, num_frames):
+                raise ValueError(f"size: {problem}")
+        return complete
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:

@@ -117,21 +117,21 @@ class Look:
     probes: tuple[Probe, ...]
 
 
-def read_config(tree: Mapping[str, Any]) -> tuple[PrepareConfig, list[Item]]:
+def read_config(tree: Mapping[str, Any], registry: Registry) -> tuple[PrepareConfig, list[Item]]:
     """The complete settings, and the items of their source. ValueError in one sentence."""
     try:
         config = PrepareConfig.model_validate(tree)
         items = read_items(config.source)
-        preset = Registry().entry(config.model).preset
+        preset = registry.entry(config.model).preset
         config = config.complete(kind_of(items), preset)
         return config.model_copy(update={"num_steps": len(items)}), items
     except ValidationError as error:
         raise ValueError(explain(error)) from error
 
 
-def look(tree: Mapping[str, Any], within_sec: float) -> Look:
+def look(tree: Mapping[str, Any], registry: Registry, within_sec: float) -> Look:
     """Validates the settings and looks at the videos, one after the other, until time is up."""
-    config, items = read_config(tree)
+    config, items = read_config(tree, registry)
     kind = kind_of(items)
     probes = _probes(items, config, within_sec) if kind == "videos" else ()
     return Look(config.model_dump(mode="json"), kind, tuple(items), probes)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.files.disk import read_lines
 from trainers.settings.prepare import Kind
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg")
@@ -74,9 +75,7 @@ def _caption_beside(video: Path) -> str:
 
 
 def _read_prompts(file: Path) -> list[Item]:
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    prompts = [_words(line) for line in lines if not line.startswith("#")]
-    return [Item(None, prompt) for prompt in prompts if prompt]
+    return [Item(None, _words(line)) for line in read_lines(file)]
 
 
 def _read_list(file: Path) -> list[Item]:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors import safe_open
@@ -14,7 +13,6 @@ from torch import Tensor
 from pipelines.files.disk import atomic_path
 from pipelines.generate import sample_video
 from pipelines.recipe import Recipe
-from pipelines.sampling.denoiser import Denoiser
 from pipelines.video import write_video
 from trainers.networks.models import Codecs
 from trainers.networks.role import BuiltRole
@@ -63,11 +61,11 @@ class VideoDrawer:
 
     def draw(self, recipe: Recipe, role: BuiltRole, name: str) -> DrawnVideo:
         """Samples the role, writes NAME.mp4 and measures the video."""
-        training = role.call.training
-        role.call.eval()
-        model, condition = cast(Denoiser, role.call), self.codecs.condition(recipe)
-        video = sample_video(recipe, self.codecs.prompts, self.codecs.video, model, condition)
-        role.call.train(training)
+        model, training = role.denoiser, role.call.training
+        model.eval()
+        prompts, codec = self.codecs.prompts, self.codecs.video
+        video = sample_video(recipe, prompts, codec, model, self.codecs.condition(recipe))
+        model.train(training)
         if self.ranks.is_main:
             frames = video[0].permute(0, 2, 3, 1).cpu().numpy()
             write_video(self.folder / f"{name}.mp4", frames, recipe.fps, recipe.to_json())

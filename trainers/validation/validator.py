@@ -12,27 +12,22 @@ is one, the held-out reward. Files: samples/{teacher,step_NNNNNN}/*.mp4, figures
 The scores so far are read back from metrics.jsonl, so that a resumed run ranks like a whole one.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 from pipelines.catalog.entries import image_problem
 from pipelines.catalog.overrides import Overrides, negative_prompt_for, override
-from pipelines.catalog.registry import Registry
-from pipelines.files.disk import atomic_path
+from pipelines.catalog.steps import step_name
 from pipelines.recipe import Adapter, Recipe
-from trainers.algorithm import Algorithm
-from trainers.networks.role import BuiltRole
-from trainers.ranks.ranks import Ranks, any_rank
-from trainers.run.checkpoint import BEST
-from trainers.run.export import exported_role, student_spec
+from trainers.ranks.ranks import any_rank
+from trainers.run.checkpoint import write_best
+from trainers.run.export import student_spec
 from trainers.run.log import Tracker
+from trainers.run.run import Run
 from trainers.scoring.figures import Figures
 from trainers.scoring.reward import HELD_OUT, TRAINED
 from trainers.settings.roles import Frozen
-from trainers.settings.run import TrainConfig
 from trainers.settings.validation import Validation
 from trainers.validation import drift
 from trainers.validation.samples import VideoDrawer, summary
@@ -42,22 +37,14 @@ from trainers.worlds.shapes import Caption
 class Validator:
     """Draws, measures and ranks. `exhausted` says whether the patience is at its end."""
 
-    def __init__(
-        self,
-        config: TrainConfig[Any],
-        algorithm: Algorithm[Any],
-        roles: dict[str, BuiltRole],
-        sampler: VideoDrawer,
-        tracker: Tracker,
-        ranks: Ranks,
-    ):
-        assert config.validation is not None
-        if algorithm.component == "vae":
+    def __init__(self, run: Run, sampler: VideoDrawer, tracker: Tracker):
+        assert run.config.validation is not None
+        if run.algorithm.component == "vae":
             raise ValueError("validation: an autoencoder draws no videos; leave it out")
-        self.settings, self.tracker, self.ranks = config.validation, tracker, ranks
-        self.student, self.teacher = exported_role(roles), roles.get("teacher")
-        self.student_recipes = student_recipes(config, algorithm)
-        self.teacher_recipes = teacher_recipes(config) if self.teacher else {}
+        self.settings, self.tracker, self.ranks = run.config.validation, tracker, run.ranks
+        self.student, self.teacher = run.exported_role, run.roles.get("teacher")
+        self.student_recipes = student_recipes(run)
+        self.teacher_recipes = teacher_recipes(run) if self.teacher else {}
         self.sampler = sampler
         sampler.check_captions = _are_captions(self.settings)
         self.teacher_figures: Figures = {}
@@ -76,7 +63,7 @@ class Validator:
         if self.ranks.is_main:
             self.scores = self.tracker.history("validation/score")
             self.hacked = self._hacking() is not None
-            self.write_best()
+            write_best(self.tracker.run_dir, self.best())
         self._check_patience()
 
     def validate(self, step: int) -> bool:
@@ -84,7 +71,7 @@ class Validator:
 
         Returns whether it is the best so far: then its checkpoint is to be saved.
         """
-        folder = f"step_{step:06d}"
+        folder = step_name(step)
         drawn = [
             self.sampler.draw(recipe, self.student, f"{folder}/{name}")
             for name, recipe in self.student_recipes.items()
@@ -100,15 +87,6 @@ class Validator:
         """Step and score of the best validation, the first of equals; known to the main rank."""
         finite = [entry for entry in self.scores if math.isfinite(entry[1])]
         return max(finite, key=lambda entry: entry[1], default=None)
-
-    def write_best(self) -> None:
-        """Writes best.json; to be called on the main rank, once the checkpoint is there."""
-        path, best = self.tracker.run_dir / BEST, self.best()
-        if best is None:
-            path.unlink(missing_ok=True)
-            return
-        with atomic_path(path) as partial:
-            partial.write_text(json.dumps({"step": best[0], "score": best[1]}))
 
     def _rank(self, step: int, figures: Figures) -> None:
         """Writes the figures of one validation, its alarms and its score."""
@@ -168,17 +146,16 @@ def score(settings: Validation, figures: Figures, drifted: Figures) -> float:
     return float(f"{accuracy - drift.distance(drifted):.6g}")  # as it is read back from the log
 
 
-def student_recipes(config: TrainConfig[Any], algorithm: Algorithm[Any]) -> dict[str, Recipe]:
+def student_recipes(run: Run) -> dict[str, Recipe]:
     """The videos of the run's student by file name, sampled as its export will be.
 
     `num_inference_steps` and `guidance_scale` of the settings come first. ValueError where the
     student cannot be asked so.
     """
-    settings = config.validation
+    config, settings = run.config, run.config.validation
     assert settings is not None
-    changes = {"steps": settings.num_inference_steps, "guidance_scale": settings.guidance_scale}
-    given = {name: value for name, value in changes.items() if value is not None}
-    sampler = override(student_spec(config, algorithm).sampler, given)
+    changes = settings.model_dump(include={"num_inference_steps", "guidance_scale"})
+    sampler = override(student_spec(run).sampler, changes)
     if problem := sampler.problem():
         raise ValueError(f"validation.guidance_scale: {problem}")
     own = {
@@ -186,26 +163,24 @@ def student_recipes(config: TrainConfig[Any], algorithm: Algorithm[Any]) -> dict
         "model_fingerprint": None,
         "adapters": (),
         "sampler": sampler,
-        "negative_prompt": negative_prompt_for(
-            Registry().entry(config.model).preset, sampler, given
-        ),
+        "negative_prompt": negative_prompt_for(run.entry.preset, sampler, None),
     }
-    recipes = _recipes(config.model, settings, ())
+    recipes = _recipes(run, config.model, ())
     return {name: recipe.model_copy(update=own) for name, recipe in recipes.items()}
 
 
-def teacher_recipes(config: TrainConfig[Any]) -> dict[str, Recipe]:
+def teacher_recipes(run: Run) -> dict[str, Recipe]:
     """The same videos of the teacher's model, with that model's own sampler."""
-    settings, teacher = config.validation, config.algorithm.roles()["teacher"]
-    assert settings is not None
+    teacher = run.config.algorithm.roles()["teacher"]
     assert isinstance(teacher, Frozen)
     if teacher.model is not None:
-        return _recipes(teacher.model, settings, ())
-    return _recipes(config.model, settings, config.adapters)
+        return _recipes(run, teacher.model, ())
+    return _recipes(run, run.config.model, run.config.adapters)
 
 
-def _recipes(model: str, settings: Validation, adapters: Sequence[Adapter]) -> dict[str, Recipe]:
-    registry = Registry()
+def _recipes(run: Run, model: str, adapters: Sequence[Adapter]) -> dict[str, Recipe]:
+    registry, settings = run.registry, run.config.validation
+    assert settings is not None
     size: Overrides = {
         "width": settings.width,
         "height": settings.height,

@@ -1,5 +1,4 @@
-// Runs once when the component loads; gets `element`, `props`, `server`, `trigger` and `watch`.
-// player_tiles.js comes before this text, in the same scope.
+// Runs once when the component loads; gets `element`, `props`, `server`, `trigger`, `watch` and player_tiles.js.
 const POLL_MS = 500;
 const find = (selector) => element.querySelector(selector);
 const root = find(".player");
@@ -27,7 +26,7 @@ function show(next) {
   if (!same) openComparison(next);
   next.cells.forEach((cell, index) => {
     const tile = tiles.children[index];
-    if (before[index]?.state !== cell.state || before[index]?.url !== cell.url) fillTile(tile, cell);
+    if (before[index]?.state !== cell.state || before[index]?.url !== cell.url) fillTile(tile, cell, next.viewer, clock);
     if (OPEN_STATES.includes(cell.state)) showProgress(tile, cell);
     if (cell.state === "finished") showMetrics(tile, cell);
   });
@@ -62,6 +61,12 @@ function comeIntoView() {
 }
 
 // --- the clock ------------------------------------------------------------------------------
+
+const clock = {
+  gone: collectVideos,
+  ended: (video) => { if (video === master) reachedEnd(); },
+  loaded: () => { if (!playing) seekFrame(currentFrame()); },
+};
 
 function collectVideos() {
   videos = [...tiles.querySelectorAll("video")];

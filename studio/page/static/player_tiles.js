@@ -1,5 +1,6 @@
 // The tiles of the player: one for each variant, with a clip, its progress or the reason why there is none.
-// Loaded before player.js, in the same scope. User text enters the page through textContent only.
+// player.js, which comes after this text, calls these functions; they know nothing of it but their arguments.
+// User text enters the page through textContent only.
 const OPEN_STATES = ["queued", "running"];
 const SMALL = 256; // pixels; clips up to this width are enlarged a lot: sharp pixels say more than a blur
 const MAX_ENLARGEMENT = 8;
@@ -46,16 +47,17 @@ function sizeLike(node, cell) {
   node.style.setProperty("--largest", `${MAX_ENLARGEMENT * cell.width}px`);
 }
 
-function fillTile(tile, cell) {
+// `viewer` has no Cancel. `clock` is what follows the clips: it has `gone()`, `ended(video)` and `loaded()`.
+function fillTile(tile, cell, viewer, clock) {
   tile.dataset.state = cell.state;
   const box = tile.querySelector(".player-frame-box");
   sizeLike(tile, cell);
-  if (cell.state === "finished") box.replaceChildren(makeVideo(cell));
-  else if (OPEN_STATES.includes(cell.state)) box.replaceChildren(makeProgress(cell));
+  if (cell.state === "finished") box.replaceChildren(makeVideo(cell, clock));
+  else if (OPEN_STATES.includes(cell.state)) box.replaceChildren(makeProgress(cell, viewer));
   else box.replaceChildren(make("p", "player-reason", cell.error || "Cancelled."));
 }
 
-function makeVideo(cell) {
+function makeVideo(cell, clock) {
   const video = document.createElement("video");
   Object.assign(video, { muted: true, playsInline: true, preload: "auto", src: cell.url });
   video.dataset.fps = cell.fps;
@@ -64,19 +66,19 @@ function makeVideo(cell) {
   video.classList.toggle("player-small", cell.width <= SMALL);
   video.addEventListener("error", () => {
     video.replaceWith(make("p", "player-reason", "The clip cannot be played; its file is gone or damaged."));
-    collectVideos();
+    clock.gone();
   });
-  video.addEventListener("ended", () => { if (video === master) reachedEnd(); });
-  video.addEventListener("loadeddata", () => { if (!playing) seekFrame(currentFrame()); });
+  video.addEventListener("ended", () => clock.ended(video));
+  video.addEventListener("loadeddata", () => clock.loaded());
   return video;
 }
 
-function makeProgress(cell) {
+function makeProgress(cell, viewer) {
   const progress = make("div", "player-progress");
   const bar = make("progress", "player-progress-bar");
   bar.setAttribute("aria-label", `Progress of ${cell.label}`);
   progress.append(make("p", "player-phase"), bar, make("p", "player-eta"));
-  if (!comparison.viewer) {
+  if (!viewer) {
     const cancel = make("button", "player-cancel", "Cancel");
     cancel.type = "button";
     cancel.dataset.cancel = cell.job;
