@@ -11,7 +11,7 @@ from studio.processes import marked
 from studio.runfiles import CONFIG, LAUNCH, PID, read_json, write_json
 from studio.runs import Run
 from studio.supervisor import Supervisor
-from tests.studio.conftest import wait_for
+from tests.conftest import wait_for
 
 SLEEP = "import time; time.sleep(600)"
 TRAINS = """
@@ -65,7 +65,7 @@ WATCH = """
 import sys, time, pathlib
 from studio.supervisor import Supervisor
 Supervisor(pathlib.Path(sys.argv[1])).start()
-time.sleep(120)
+time.sleep(600)
 """
 
 
