@@ -150,7 +150,7 @@ def launch(arguments: argparse.Namespace, data: Path, models: list[Path]) -> Non
 
 def listen(page: "gr.Blocks", arguments: argparse.Namespace, served: list[Path]) -> None:
     """Opens the address; files below `served` can be fetched from it."""
-    from studio.ui import STYLES, theme
+    from studio.ui import find_styles, theme
 
     page.queue(max_size=64, default_concurrency_limit=8)  # events are short; the store queues jobs
     page.launch(
@@ -159,7 +159,7 @@ def listen(page: "gr.Blocks", arguments: argparse.Namespace, served: list[Path])
         share=arguments.share,
         auth=tuple(arguments.auth.split(":", 1)) if arguments.auth else None,
         theme=theme(),
-        css_paths=list(STYLES),
+        css_paths=find_styles(),
         allowed_paths=[str(folder) for folder in served],
         footer_links=["api", "settings"],
         max_file_size="512mb",

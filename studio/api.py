@@ -1,14 +1,12 @@
 """The public API: five named endpoints for `gradio_client` and plain HTTP."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from html import escape
 from typing import Any
 
 import gradio as gr
 
 from studio.compare.variants import Variant
-from studio.page.words import sentence
+from studio.page.handlers import refusing
 from studio.studio import Studio
 
 
@@ -23,19 +21,16 @@ def register(studio: Studio) -> None:
         `image` is what add_image returned, for models that take one; `memory` is plain, fit or
         settings, and empty what the studio was started with.
         """
-        with _complaints():
-            made = [Variant.model_validate(variant) for variant in variants]
-            return studio.submit(made, prompt, image, memory)
+        made = [Variant.model_validate(variant) for variant in variants]
+        return studio.submit(made, prompt, image, memory)
 
     def job_status(comparison: str) -> dict[str, Any]:
         """State, progress, metrics and link of every clip of a comparison."""
-        with _complaints():
-            return studio.status(comparison)
+        return studio.status(comparison)
 
     def cancel_job(job: int) -> str:
         """Cancels the job with this number; job_status names it."""
-        with _complaints():
-            studio.cancel(job)
+        studio.cancel(job)
         return "cancelled"
 
     def list_models() -> list[dict[str, Any]]:
@@ -54,17 +49,12 @@ def register(studio: Studio) -> None:
 
     def get_recipe(comparison: str, label: str) -> dict[str, Any]:
         """The full recipe of one variant of a comparison."""
-        with _complaints():
-            return studio.recipe(comparison, label).model_dump(mode="json")
+        return studio.recipe(comparison, label).model_dump(mode="json")
 
     for endpoint in (submit_compare, job_status, cancel_job, list_models, get_recipe):
-        gr.api(endpoint, api_name=endpoint.__name__)
+        gr.api(refusing(_fail)(endpoint), api_name=endpoint.__name__)
 
 
-@contextmanager
-def _complaints() -> Iterator[None]:
-    """Turns a ValueError into an answer that a client can read."""
-    try:
-        yield
-    except ValueError as error:
-        raise gr.Error(escape(sentence(error))) from error
+def _fail(text: str) -> None:
+    """Answers in a way that a client reads as an error."""
+    raise gr.Error(escape(text))

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.catalog.registry import Registry
+from studio import tabs
+from studio.studio import Studio
+from studio.ui import build_page, find_styles, find_tabs
+
 PACKAGES = ("pipelines", "trainers", "studio")
 FILES = [*sorted(p for package in PACKAGES for p in Path(package).rglob("*.py")), Path("app.py")]
 MODULES = {".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in FILES}
@@ -69,8 +74,8 @@ ROOMS = {
     "s.studio": "p.catalog p.recipe p.video s.clips s.compare s.page s.train",
     "s.api": "s.compare s.page s.studio",
     "s.run_page": "p.catalog p.recipe p.video s.compare s.page s.runs s.studio s.train",
-    "s.models": "p.catalog p.recipe s.page s.run_page s.runs",
-    "s.data": "p.geometry t.sources s.page s.run_page s.runs s.train",
+    "s.models": "p.catalog s.runs",
+    "s.data": "p.geometry t.sources s.page s.runs s.train",
     "s.tabs": "p.catalog p.files p.memory p.recipe p.video t.mirror s.compare s.data s.models "
     "s.page s.run_page s.runs s.studio s.train",
     "s.ui": "s.api s.page s.runs s.studio s.tabs",
@@ -189,6 +194,36 @@ def test_gradio_stays_in_the_studio() -> None:
 def test_torch_distributed_stays_in_two_files() -> None:
     users = {path.as_posix() for path in FILES if touches(path, "torch.distributed")}
     assert users <= {"trainers/ranks/ranks.py", "trainers/run/checkpoint.py"}
+
+
+def test_every_tab_says_what_the_page_asks_of_it() -> None:
+    found = find_tabs()
+    assert {tab.TITLE for tab in found} >= {"Compare", "Train", "Runs", "Data", "Models"}
+    for tab in found:
+        assert callable(tab.build)
+        assert isinstance(tab.FOR_VIEWERS, bool)
+        assert tab.LINK is None or tab.LINK.isidentifier()
+        assert tab.STYLE is None or tab.STYLE.suffix == ".css"
+    assert len({tab.ORDER for tab in found}) == len(found)
+
+
+def test_a_file_among_the_tabs_is_a_tab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notes.css").touch()
+    (tmp_path / "notes.py").write_text(
+        "import gradio as gr\nfrom pathlib import Path\n"
+        "TITLE, ORDER, LINK, FOR_VIEWERS = 'Notes', 1.5, 'notes', True\n"
+        "STYLE = Path(__file__).with_suffix('.css')\n"
+        "def build(studio, page):\n    gr.Markdown('A note.', elem_id='a-note')\n"
+    )
+    monkeypatch.setattr(tabs, "__path__", [*tabs.__path__, str(tmp_path)])
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    (tmp_path / "data").mkdir()
+    page = build_page(Studio(tmp_path / "data", Registry(), viewer=True), [])
+    drawn = page.get_config_file()["components"]
+    titles = [each["props"]["label"] for each in drawn if each["type"] == "tabitem"]
+    assert titles == ["Compare", "Notes", "Models"]
+    assert "a-note" in {each["props"].get("elem_id") for each in drawn}
+    assert tmp_path / "notes.css" in find_styles()
 
 
 def _tree(path: Path) -> ast.Module:

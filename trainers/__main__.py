@@ -1,11 +1,14 @@
-"""python -m trainers CONFIG.yaml [key=value ...] [--run-dir DIR] [--dry-run | --export STEP].
+"""python -m trainers CONFIG.yaml [key=value ...] [--run-dir DIR], the same under torchrun.
 
-The same under torchrun. `python -m trainers prepare` makes data and `show-data` shows them.
+With --dry-run, --estimate or --export STEP it trains nothing. `python -m trainers prepare` makes
+data and `show-data` shows them.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="check and describe, train nothing")
     instead.add_argument(
+        "--estimate", action="store_true", help="the figures of --dry-run as JSON, train nothing"
+    )
+    instead.add_argument(
         "--export",
         type=int,
         metavar="STEP",
@@ -46,24 +52,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         tree = read_tree(options.config, options.overrides)
         run_dir = options.run_dir or Path("runs") / str(tree.get("name"))
-        if tree.get("method") == "prepare" and options.export is None:
+        if tree.get("method") == "prepare" and options.export is None and not options.estimate:
             command.run(tree, registry, run_dir, None, options.dry_run)
             return 0
         config = build_config(tree)
         registry.entry(config.model)  # a misspelt name is said before the engine is imported
-        if options.dry_run:
-            return _describe(config, registry)
+        if options.dry_run or options.estimate:
+            return _describe(config, registry, as_json=options.estimate)
         return _run(config, registry, run_dir, options.export)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _describe(config: TrainConfig[Any], registry: Registry) -> int:
+def _describe(config: TrainConfig[Any], registry: Registry, as_json: bool) -> int:
     from trainers.estimate.estimate import estimate  # torch: only once the input is good
 
-    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    print(estimate(config, registry))
+    told = estimate(config, registry)
+    if as_json:
+        print(json.dumps(asdict(told)))
+    else:
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        print(told.text())
     return 0
 
 

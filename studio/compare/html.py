@@ -1,11 +1,13 @@
-"""Small pieces of HTML. Everything that a user wrote goes through `escape`."""
+"""What Compare says beside its fields, as HTML."""
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 from studio.compare.cost import Forecast
+from studio.page.markup import render
 from studio.page.words import plural
+
+MARKED = ("input", "[data-testid=block-info]")  # inside a field that differs
 
 
 def field_id(label: str, name: str) -> str:
@@ -15,17 +17,23 @@ def field_id(label: str, name: str) -> str:
 
 def problems(sentences: Sequence[str]) -> str:
     """Why Generate would refuse."""
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    return f'<ul class="problems" role="alert">{items}</ul>' if items else ""
+    return render("problems", problems=sentences)
 
 
 def forecast(outlook: Forecast, differing: Sequence[str], labels: Sequence[str]) -> str:
     """What Generate would do, and the rules that mark differing fields and impossible variants."""
-    found = problems([f"Variant {label}: {text}" for label, text in outlook.problems.items()])
-    return f"<p>{estimate(outlook, len(labels))}</p>{found}{marks(outlook, differing, labels)}"
+    ids = (field_id(label, name) for label in labels for name in differing)
+    return render(
+        "forecast",
+        estimate=estimate(outlook, len(labels)),
+        problems=[f"Variant {label}: {text}" for label, text in outlook.problems.items()],
+        differing=[f"#{each} {part}" for each in ids for part in MARKED],
+        labels=list(outlook.problems),
+    )
 
 
 def estimate(outlook: Forecast, num_variants: int) -> str:
+    """How long the clips that are not there yet will take."""
     parts = []
     if outlook.seconds:
         known = [f"{max(sec, 0.1):.1f} s" for sec in outlook.seconds if sec is not None]
@@ -37,26 +45,6 @@ def estimate(outlook: Forecast, num_variants: int) -> str:
     return " · ".join(parts)
 
 
-def marks(outlook: Forecast, differing: Sequence[str], labels: Sequence[str]) -> str:
-    """A style sheet of our own ids: it marks fields without drawing them again."""
-    ids = [
-        f"#{field_id(label, name)} {part}"
-        for label in labels
-        for name in differing
-        for part in ("input", "[data-testid=block-info]")
-    ]
-    rules = [f"{', '.join(ids)} {{ color: var(--differs); font-weight: 600 }}"] if ids else []
-    rules += [f"#variant-{label} {{ border-color: var(--problem) }}" for label in outlook.problems]
-    return f"<style>{' '.join(rules)}</style>"
-
-
 def history(comparisons: Sequence[dict[str, Any]]) -> str:
     """Links that reopen recent comparisons."""
-    if not comparisons:
-        return ""
-    rows = [
-        f'<li><a href="?v={item["id"]}"><b>{escape(item["prompt"])}</b>'
-        f"<span>{escape(item['variants'])}</span><time>{escape(item['when'])}</time></a></li>"
-        for item in comparisons
-    ]
-    return f"<h3>Recent comparisons</h3><ul>{''.join(rows)}</ul>"
+    return render("history", comparisons=comparisons)

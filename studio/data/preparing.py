@@ -1,4 +1,7 @@
-"""What Data can do, apart from drawing. A preparation is a run whose folder becomes the data."""
+"""Data sets below the runs folder: listed, a source looked at, a new one prepared.
+
+A preparation is a run whose folder becomes the data.
+"""
 
 import functools
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The Models tab's inside: rows of models and LoRAs, and downloads as processes.
+"""Downloads of published models, each a process of its own that outlives the studio.
 
 Call `downloads.Downloads`.
 Torch is never imported.

@@ -1,7 +1,7 @@
-"""How a refusal reaches the page."""
+"""Handlers of events and clicks: how a refusal of theirs reaches the page."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import wraps
 from html import escape
 from typing import Any
@@ -13,27 +13,44 @@ from studio.page.words import sentence
 
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 Updates = dict[Component, Any]
+Handler = Callable[..., Any]
+TWIN_SEC = 2.0  # in which the same choice is not a new one
 
 
-def explained(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A ValueError becomes a message in the page, and the page stays as it is.
+def refusing(respond: Callable[[str], Any]) -> Callable[[Handler], Handler]:
+    """A decorator: a ValueError of the handler becomes what `respond` makes of its sentence."""
+
+    def decorate(handler: Handler) -> Handler:
+        @wraps(handler)
+        def call(*values: Any) -> Any:
+            try:
+                return handler(*values)
+            except ValueError as error:
+                return respond(sentence(error))
+
+        return call
+
+    return decorate
+
+
+def warn(text: str) -> Any:
+    """Shows a message over the page, which stays as it is.
 
     Not `gr.Error`, which would also cover the player. Gradio draws messages as HTML, so what the
     user wrote is escaped.
     """
-
-    @wraps(handler)
-    def call(*values: Any) -> Any:
-        try:
-            return handler(*values)
-        except ValueError as error:
-            gr.Warning(escape(sentence(error)), duration=15)
-            return gr.skip()
-
-    return call
+    gr.Warning(escape(text), duration=15)
+    return gr.skip()
 
 
-TWIN_SEC = 2.0
+explained = refusing(warn)  # for events
+answered = refusing(lambda text: {"error": text})  # for functions that the page's scripts call
+
+
+def require_action(action: object, known: Container[str]) -> None:
+    """ValueError for an action that no button has; browsers may send anything."""
+    if not isinstance(action, str) or action not in known:
+        raise ValueError(f"action: there is no action {str(action)[:40]!r}; reload the page")
 
 
 def on_choice(
@@ -47,7 +64,7 @@ def on_choice(
     A Dropdown says `input` twice for one choice with the mouse (Gradio 6.31), and the second answer
     would undo what was typed since the first. So the same values soon again are passed over.
     """
-    answered = gr.State(((), 0.0))
+    last = gr.State(((), 0.0))
 
     @explained
     def answer(before: tuple[tuple[Any, ...], float], *values: Any) -> Any:
@@ -55,6 +72,6 @@ def on_choice(
         if values == before[0] and now - before[1] < TWIN_SEC:
             return gr.skip()
         updates = handler(*values)
-        return updates | {answered: (values, time.monotonic())}
+        return updates | {last: (values, time.monotonic())}
 
-    chosen.input(answer, [answered, *inputs], [answered, *outputs], **PRIVATE)
+    chosen.input(answer, [last, *inputs], [last, *outputs], **PRIVATE)

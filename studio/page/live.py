@@ -1,29 +1,16 @@
-"""Parts of the page that look after themselves: HTML that is asked for again while it can be seen.
+"""HTML parts of the page that are asked for again while they can be seen, and the log.
 
 No queue and no timer of Gradio: a server function answers each look, and live.js replaces only
 what has changed.
 """
 
 from collections.abc import Callable
-from html import escape
 from typing import Any
 
 import gradio as gr
 
-from studio.page.markup import STATIC
-from studio.page.words import sentence
-
-LIVE = '<p class="live-note" role="status"></p><div class="live"></div>'
-LOG = """
-<div class="log-bar">
-  <input class="log-search" type="search" aria-label="Search the log"
-    placeholder="Search the whole log, then Enter">
-  <label><input class="log-follow" type="checkbox" checked> Follow</label>
-  <a class="button log-download" download="log.txt">Download</a>
-</div>
-<pre class="log-found"></pre>
-<pre class="log-lines" tabindex="0" aria-label="Log"></pre>
-"""
+from studio.page.handlers import answered, refusing
+from studio.page.markup import STATIC, render
 
 Show = Callable[[str], str]
 Act = Callable[[str, str, str], dict[str, Any]]
@@ -35,16 +22,17 @@ def draw_live(show: Show, act: Act, elem_id: str) -> gr.HTML:
     `act` gets the run, the action and the text of the field that belongs to the button, if any.
     """
 
+    @refusing(lambda error: render("live_error", error=error))
     def shown(name: Any) -> str:
-        answer = answered(lambda: {"html": show(name)})
-        return str(answer.get("html", f'<p data-key="error">{escape(answer.get("error", ""))}</p>'))
+        return show(name)
 
+    @answered
     def acted(asked: Any) -> dict[str, Any]:
         name, action, text = asked
-        return answered(lambda: act(name, action, str(text)))
+        return act(name, action, str(text))
 
     shown.__name__, acted.__name__ = "show", "act"  # what live.js calls
-    return draw_scripted("live.js", LIVE, [shown, acted], elem_id)
+    return draw_scripted("live", [shown, acted], elem_id)
 
 
 def draw_log(
@@ -52,37 +40,30 @@ def draw_log(
 ) -> gr.HTML:
     """The log of the run that is its value."""
 
+    @answered
     def read_part(asked: Any) -> dict[str, Any]:
         name, offset = asked
-        return answered(lambda: read(name, int(offset)))
+        return read(name, int(offset))
 
+    @refusing(lambda error: {"lines": [], "error": error})
     def find_lines(asked: Any) -> dict[str, Any]:
         name, text = asked
-        return {"lines": [], **answered(lambda: {"lines": find(name, str(text))})}
+        return {"lines": find(name, str(text))}
 
     read_part.__name__, find_lines.__name__ = "read", "find"  # what log.js calls
-    return draw_scripted("log.js", LOG, [read_part, find_lines], elem_id)
+    return draw_scripted("log", [read_part, find_lines], elem_id)
 
 
-def draw_scripted(
-    script: str, template: str, functions: list[Callable[..., Any]], elem_id: str
-) -> gr.HTML:
+def draw_scripted(name: str, functions: list[Callable[..., Any]], elem_id: str) -> gr.HTML:
+    """NAME.html, which NAME.js fills with what it asks these functions."""
     return gr.HTML(
         value=None,
-        html_template=template,
-        js_on_load=(STATIC / script).read_text(encoding="utf-8"),
+        html_template=render(name),
+        js_on_load=(STATIC / f"{name}.js").read_text(encoding="utf-8"),
         apply_default_css=False,
         server_functions=functions,
         elem_id=elem_id,
     )
-
-
-def answered(call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """An error is part of the answer, so that the page can show it."""
-    try:
-        return call()
-    except ValueError as error:
-        return {"error": sentence(error)}
 
 
 def draw_pulse() -> gr.HTML:

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import gradio as gr
 
-from studio.page.markup import STATIC
-from studio.page.words import sentence
+from studio.page.handlers import answered
+from studio.page.markup import STATIC, render
 
 SCRIPTS = (STATIC / "player_tiles.js", STATIC / "player.js")  # the second calls the first
 STYLE = STATIC / "player.css"
@@ -32,7 +32,7 @@ def draw_player(studio: Comparisons, elem_id: str = "player") -> gr.HTML:
     """The player. Not a subclass: for those Gradio writes a stub file beside the module."""
     return gr.HTML(
         value=None,
-        html_template=(STATIC / "player.html").read_text(encoding="utf-8"),
+        html_template=render("player"),
         js_on_load="".join(script.read_text(encoding="utf-8") for script in SCRIPTS),
         apply_default_css=False,
         server_functions=_server_functions(studio),
@@ -43,25 +43,22 @@ def draw_player(studio: Comparisons, elem_id: str = "player") -> gr.HTML:
 def _server_functions(studio: Comparisons) -> list[Callable[[Any], dict[str, Any]]]:
     """What the player calls by itself. Any signed-in browser may send anything here."""
 
+    @answered
     def status(comparison_id: Any) -> dict[str, Any]:
-        return _answer(lambda: studio.status(comparison_id))
+        return studio.status(comparison_id)
 
+    @answered
     def cancel(job_id: Any) -> dict[str, Any]:
-        return _answer(lambda: studio.cancel(job_id))
+        studio.cancel(job_id)
+        return {}
 
+    @answered
     def commands(comparison_id: Any) -> dict[str, Any]:
-        return _answer(lambda: {"text": "\n".join(studio.commands(comparison_id))})
+        return {"text": "\n".join(studio.commands(comparison_id))}
 
+    @answered
     def export(wanted: Any) -> dict[str, Any]:
         comparison_id, suffix = wanted
-        return _answer(lambda: {"url": studio.export(comparison_id, suffix)})
+        return {"url": studio.export(comparison_id, suffix)}
 
     return [status, cancel, commands, export]
-
-
-def _answer(call: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
-    """What a call returns; an error is part of the answer, so that the player can show it."""
-    try:
-        return call() or {}
-    except ValueError as error:
-        return {"error": sentence(error)}

@@ -1,7 +1,10 @@
 """Words and numbers as the page says them."""
 
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
@@ -27,11 +30,26 @@ def duration(sec: float) -> str:
     return f"{sec:.3g} s"
 
 
+def moment(seconds: float) -> str:
+    """A Unix time as day and minute."""
+    return time.strftime("%d %b %H:%M", time.localtime(seconds))
+
+
 GB, MB = 1e9, 1e6
 
 
 def bytes_words(num_bytes: float) -> str:
     return f"{num_bytes / GB:.1f} GB" if num_bytes >= GB / 10 else f"{num_bytes / MB:.1f} MB"
+
+
+def file_link(path: Path) -> str:
+    """The address of a file that the page may show."""
+    return FILE_ROUTE + quote(str(path))
+
+
+def video_link(path: Path) -> str:
+    """The address of a file that may be written again, another one then."""
+    return f"{file_link(path)}?v={path.stat().st_mtime_ns}"
 
 
 def value_at(tree: Mapping[str, Any], path: Sequence[str]) -> Any:

@@ -1,4 +1,7 @@
-"""What the Runs tab asks for by itself, and what its buttons do. Browsers may send anything."""
+"""The actions of the Runs tab: what it looks up, and what its buttons do.
+
+Browsers may send anything.
+"""
 
 import shutil
 import subprocess
@@ -13,11 +16,12 @@ from pipelines.catalog.steps import step_name
 from pipelines.recipe import Recipe
 from pipelines.video import read_recipe
 from studio.compare.variants import LABELS, own_variant
+from studio.page.handlers import require_action
+from studio.page.words import file_link, video_link
 from studio.run_page import html, view
 from studio.runs.files import CONFIG, LOG
 from studio.runs.listing import Run, is_name, read_tree
 from studio.studio import Studio
-from studio.train.schema_values import whole_tree
 from studio.train.training import Training
 
 EXPORTING = threading.Lock()  # each export holds a whole model in memory
@@ -49,7 +53,7 @@ class RunActions:
 
     def read_log(self, name: str, offset: int) -> dict[str, Any]:
         folder = self.supervisor.run(name).folder
-        return view.read_log(folder, offset) | {"link": html.file_link(folder / LOG)}
+        return view.read_log(folder, offset) | {"link": file_link(folder / LOG)}
 
     def find_in_log(self, name: str, text: str) -> list[str]:
         return view.find_in_log(self.supervisor.run(name).folder, text)
@@ -74,8 +78,8 @@ class RunActions:
     def whole_preset(self, name: str, preset: str) -> dict[str, Any]:
         """A preset of a run's method, with all defaults and the run's own name."""
         method = self.supervisor.run(name).method
-        schema = self.training.methods.schemas()[method]
-        tree = whole_tree(schema, schema, self.training.preset(method, preset))
+        tree = self.training.preset(method, preset)
+        tree = self.training.methods.check(tree).tree or tree
         return tree | {"name": read_tree(self.supervisor.run(name).folder).get("name")}
 
     def nearest_preset(self, name: str, known: Sequence[str]) -> str | None:
@@ -136,8 +140,7 @@ class RunActions:
             "keep": lambda: self.keep(name, step, text),
         }
         verb, _, step = str(action).partition("@")  # compare@300 is of the checkpoint at step 300
-        if verb not in actions or (step and verb not in ("compare", "keep")):
-            raise ValueError(f"action: there is no action {str(action)[:40]!r}; reload the page")
+        require_action(action if step and verb not in ("compare", "keep") else verb, actions)
         return actions[verb]() or {"note": NOTES.get(verb, "")}
 
     def resume(self, name: str) -> None:
@@ -197,7 +200,7 @@ def sample_cell(label: str, title: str, path: Path, recipe: Recipe) -> dict[str,
         "title": title,
         "detail": f"seed {recipe.seed}, {recipe.num_forwards} forwards",
         "state": "finished",
-        "url": html.video_link(path),
+        "url": video_link(path),
         "metrics": [],
         "notes": "",
     }

@@ -26,12 +26,16 @@ from studio.compare.variants import (
     own_variant,
     to_recipe,
 )
-from studio.page.handlers import PRIVATE, Updates, explained, on_choice
+from studio.page.handlers import PRIVATE, Updates, explained, on_choice, warn
 from studio.page.player import draw_player
 from studio.page.words import sentence
 from studio.studio import Studio
 
 TITLE = "Compare"
+ORDER = 1
+LINK = "v"
+STYLE = None
+FOR_VIEWERS = True
 
 
 def build(studio: Studio, page: gr.Blocks) -> None:
@@ -264,7 +268,7 @@ def wire_page_load(
         try:
             comparison = studio.comparison(comparison_id)
         except ValueError as error:
-            gr.Warning(html.escape(str(error)))
+            warn(str(error))
             return updates
         updates[player] = studio.status(comparison_id)
         if form is not None:

@@ -9,14 +9,18 @@ from gradio.components import Component
 from studio.compare.panels import model_choices
 from studio.data import html
 from studio.data.preparing import Preparing
-from studio.page.handlers import explained
+from studio.page.handlers import explained, require_action
 from studio.page.live import draw_live
+from studio.page.markup import STATIC, render
 from studio.run_page.actions import RunActions
 from studio.runs.listing import PREPARE, free_name
 from studio.studio import Studio
-from studio.train.html import link
 
 TITLE = "Data"
+ORDER = 4
+LINK = None
+STYLE = STATIC / "data.css"
+FOR_VIEWERS = False
 OWN = "Empty: the model's own"
 REQUIRED = ("source", "model", "name")
 NOTES = {
@@ -63,7 +67,8 @@ def build(studio: Studio, page: gr.Blocks) -> None:
         studio.require_maker()
         name = preparing.start(read(fields, values), chosen)
         new_name = free_name(preparing.supervisor.runs_dir, name)
-        return link(name, "is prepared once its devices are free"), new_name
+        said = render("run_link", run=name, what="is prepared once its devices are free")
+        return said, new_name
 
     inputs = list(fields.values())
     look_button.click(look, inputs, seen, **SLOW)
@@ -130,8 +135,7 @@ def draw_list(studio: Studio, preparing: Preparing) -> None:
         return html.data_list(preparing.data_sets())
 
     def act(name: str, action: str, _: str) -> dict[str, Any]:
-        if action not in NOTES:
-            raise ValueError(f"action: there is no action {str(action)[:40]!r}; reload the page")
+        require_action(action, NOTES)
         does.act(name, action)
         return {"note": NOTES[action]}
 

@@ -1,24 +1,29 @@
 """Models: what is here, what is missing, and a button that fetches it."""
 
 import shutil
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
-from pipelines.catalog.downloads import Download, published
+from pipelines.catalog.downloads import Download, DownloadState, published
 from pipelines.catalog.registry import ModelEntry
 from pipelines.files.disk import disk_bytes
 from pipelines.memory import installed_attention
+from pipelines.recipe import SOLVERS
 from studio.compare.variants import lora_name
 from studio.models.downloads import Downloads
-from studio.models.html import ModelRow, lora_row, model_row
+from studio.page.handlers import require_action
 from studio.page.live import draw_live
+from studio.page.markup import STATIC, render
 from studio.page.words import bytes_words
-from studio.run_page.html import block
 from studio.studio import Studio
 
 TITLE = "Models"
+ORDER = 5
+LINK = None
+STYLE = STATIC / "models.css"
+FOR_VIEWERS = True
 NOTES = {
     "download": "It goes on when this page or the studio is closed.",
     "stop": "What has been downloaded is kept.",
@@ -29,6 +34,31 @@ def build(studio: Studio, page: gr.Blocks) -> None:
     """A list that looks at the disk again while it can be seen."""
     models = ModelList(studio)
     draw_live(models.show, models.act, "model-list")
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """What the list says of one model."""
+
+    entry: ModelEntry
+    num_bytes: int  # on this disk
+    download: DownloadState | None
+    downloadable: bool
+    needs: str | None = None  # its base, where that is missing, too
+
+    @property
+    def stage(self) -> str | None:
+        """How its download stands; None where there was none."""
+        return self.download.state if self.download is not None else None
+
+    @property
+    def state(self) -> str:
+        """What the list says first."""
+        if self.stage == "running":
+            return "downloading"
+        if self.entry.missing is None:
+            return "available"
+        return "missing" if self.entry.folder is None and self.downloadable else "incomplete"
 
 
 class ModelList:
@@ -42,17 +72,17 @@ class ModelList:
         """Every model, then every LoRA. Viewers see no folder of this machine."""
         found, entries = published(self.registry), self.registry.models()
         missing = {name for name, entry in entries.items() if entry.missing is not None}
-        rows = [
-            model_row(self.row(entry, found.get(name), missing)) for name, entry in entries.items()
-        ]
-        loras = [
-            lora_row(lora_name(self.registry, path), path.is_dir(), disk_bytes(path))
-            for path in self.registry.loras()
-        ]
-        if loras:
-            rows.append(block("loras", "<h3>LoRAs</h3>"))
-        place = "" if self.studio.viewer else block("place", self.place())
-        return "".join([place, *rows, *loras])
+        return render(
+            "models",
+            viewer=self.studio.viewer,
+            solvers=SOLVERS,
+            place="" if self.studio.viewer else self.place(),
+            rows=[self.row(entry, found.get(name), missing) for name, entry in entries.items()],
+            loras=[
+                (lora_name(self.registry, path), path.is_dir(), disk_bytes(path))
+                for path in self.registry.loras()
+            ],
+        )
 
     def row(self, entry: ModelEntry, download: Download | None, missing: set[str]) -> ModelRow:
         here = entry.missing is None and entry.own_folder is not None
@@ -62,7 +92,6 @@ class ModelList:
             num_bytes=disk_bytes(entry.own_folder) if here and entry.own_folder else 0,
             download=None if download is None else self.downloads.state(download),
             downloadable=download is not None,
-            viewer=self.studio.viewer,
             needs=base if base in missing else None,
         )
 
@@ -72,16 +101,14 @@ class ModelList:
         free = shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
         attention = ", ".join(name.removeprefix("_") for name in installed_attention())
         return (
-            f"<p>Downloads go to {escape(str(folder))}, {bytes_words(free)} free. Unless "
-            f"Compare says otherwise, memory is {escape(self.studio.memory)}; installed for "
-            f"attention: {attention}.</p>"
+            f"Downloads go to {folder}, {bytes_words(free)} free. Unless Compare says otherwise, "
+            f"memory is {self.studio.memory}; installed for attention: {attention}."
         )
 
     def act(self, name: str, action: str, _: str = "") -> dict[str, Any]:
         """What a button does."""
         self.studio.require_maker()
         actions = {"download": self.downloads.start, "stop": self.downloads.stop}
-        if not isinstance(action, str) or action not in actions:
-            raise ValueError(f"action: there is no action {str(action)[:40]!r}; reload the page")
+        require_action(action, actions)
         actions[action](name)
         return {"note": NOTES[action]}

@@ -8,6 +8,7 @@ import pandas
 
 from studio.page.handlers import PRIVATE, explained
 from studio.page.live import draw_live, draw_log, draw_pulse
+from studio.page.markup import STATIC
 from studio.page.player import draw_player
 from studio.run_page import html, view
 from studio.run_page.actions import SHIPPED, RunActions
@@ -15,6 +16,10 @@ from studio.studio import Studio
 from trainers import mirror
 
 TITLE = "Runs"
+ORDER = 3
+LINK = "run"
+STYLE = STATIC / "training.css"
+FOR_VIEWERS = False
 DRAWN = (  # the figures that the two charts begin with, the first that a run has
     ("student/loss",),
     ("drift/distance", "validation/score", "critic/loss", "step_sec"),

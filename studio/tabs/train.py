@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from studio.page.handlers import PRIVATE, Updates, explained, on_choice
-from studio.page.markup import STATIC
+from studio.page.markup import STATIC, render
 from studio.runs.launch import Devices, num_ranks
 from studio.studio import Studio
 from studio.train import html
@@ -17,6 +17,10 @@ from studio.train.schemas import Tree, descriptions
 from studio.train.training import DEFAULTS, Training
 
 TITLE = "Train"
+ORDER = 2
+LINK = "train"
+STYLE = STATIC / "training.css"
+FOR_VIEWERS = False
 ESSENTIALS = (("name",), ("model",), ("num_steps",), ("algorithm", "student", "learning_rate"))
 NO_RUN = ""
 SCRIPT = STATIC / "form.js"
@@ -165,7 +169,8 @@ def draw_check(start: Start) -> None:
         checked = start.training.check(tree)
         if checked.tree is None:
             return html.problem(checked.problem, checked.path)
-        return html.verdict(start.training.advice(checked.tree, num_ranks(devices)))
+        advice = start.training.advice(checked.tree, num_ranks(devices))
+        return render("train_valid", advice=advice)
 
     for event in (start.settings.edit, *(field.change for field in start.place.inputs)):
         event(show, start.inputs, [command, preview], **LIVE)
@@ -180,7 +185,8 @@ def draw_plan(start: Start) -> None:
     @explained
     def plan(*values: Any) -> str:
         tree, devices = start.checked(*values)
-        return html.plan(make_plan(tree, num_ranks(devices)), tree["num_steps"])
+        made = make_plan(tree, num_ranks(devices))
+        return render("plan", plan=made, num_steps=tree["num_steps"])
 
     event = {"api_visibility": "private", "concurrency_limit": 1, "concurrency_id": "plan"}
     button.click(plan, start.inputs, shown, **event)
@@ -202,6 +208,9 @@ def draw_buttons(start: Start) -> None:
         now = gr.Button("Start now", variant="primary", min_width=130, elem_id="start-now")
     said = gr.HTML(apply_default_css=False, elem_id="train-said")
 
+    def link(run: str, what: str) -> str:
+        return render("run_link", run=run, what=what)
+
     def waitable() -> Any:
         names = [run.name for run in training.supervisor.runs() if run.state != "finished"]
         return gr.update(choices=[("do not wait", NO_RUN), *((name, name) for name in names)])
@@ -212,16 +221,16 @@ def draw_buttons(start: Start) -> None:
 
     @explained
     def add(*values: Any) -> str:
-        return html.link(submit(values, first=False), "is in the queue")
+        return link(submit(values, first=False), "is in the queue")
 
     @explained
     def begin(*values: Any) -> str:
-        return html.link(submit(values, first=True), "starts when its devices are free")
+        return link(submit(values, first=True), "starts when its devices are free")
 
     @explained
     def try_steps(*values: Any) -> str:
         tree, devices = start.checked(*values[1:])
-        return html.link(training.trial(tree, devices), "trains two steps")
+        return link(training.trial(tree, devices), "trains two steps")
 
     after.focus(waitable, outputs=after, **PRIVATE)
     for button, handler in ((queue, add), (now, begin), (trial, try_steps)):

@@ -1,4 +1,4 @@
-"""Where a run trains, as Gradio components: devices of this machine, or what to ask of Slurm."""
+"""Fields that choose where a run trains: devices of this machine, or what to ask of Slurm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

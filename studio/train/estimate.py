@@ -1,15 +1,14 @@
-"""What a run will take, asked before it starts, and what experience says against its settings.
+"""The estimate of a run before it starts, and advice against its settings from experience.
 
-The figures are those of `python -m trainers CONFIG --dry-run`, run as a process of its own: it
+The figures are those of `python -m trainers CONFIG --estimate`, run as a process of its own: it
 imports torch and may need the memory of a large model's skeleton.
 """
 
-import re
+import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -20,24 +19,17 @@ TIMEOUT_SEC = 600
 SAFE_FULL_RATE = 1e-5
 SMALL_BATCH = 8
 REAL_WIDTH = 256  # pixels: Wan's own models are wider, TinyWan is not
-ROW = re.compile(r"^\s+(?P<name>\S+(?: \S+)*?) {2,}(?P<value>\S.*)$")
-SECONDS = re.compile(r"^\s+(?P<sec>[\d.e+-]+) s at .*, (?P<where>.*)$")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A table of the dry run: headings with rows of name and figure. Seconds a step by machine."""
+def make_plan(tree: Mapping[str, Any], num_ranks: int) -> dict[str, Any]:
+    """The fields of `trainers.estimate.estimate.Estimate` for these settings.
 
-    groups: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
-    step_sec: tuple[tuple[str, float], ...]
-
-
-def make_plan(tree: Mapping[str, Any], num_ranks: int) -> Plan:
-    """Runs the dry run. ValueError with the trainer's own sentence where it refuses."""
+    ValueError with the trainer's own sentence where it refuses.
+    """
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(spread(tree, num_ranks), file)
         file.flush()
-        command = [sys.executable, "-m", "trainers", file.name, "--dry-run"]
+        command = [sys.executable, "-m", "trainers", file.name, "--estimate"]
         try:
             ended = subprocess.run(
                 command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_SEC
@@ -45,34 +37,19 @@ def make_plan(tree: Mapping[str, Any], num_ranks: int) -> Plan:
         except subprocess.TimeoutExpired as error:
             raise ValueError(f"The plan took more than {TIMEOUT_SEC} s; start without") from error
     if ended.returncode:
-        last = (ended.stderr.strip().splitlines() or ["the dry run died"])[-1]
+        last = (ended.stderr.strip().splitlines() or ["the estimate died"])[-1]
         raise ValueError(last.removeprefix("error: "))
-    return read_plan(ended.stdout)
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found
 
 
 def spread(tree: Mapping[str, Any], num_ranks: int) -> dict[str, Any]:
-    """The tree with the number of ranks written out, as the dry run has no torchrun to ask."""
+    """The tree with the number of ranks written out, as an estimate has no torchrun to ask."""
     parallel = dict(tree["parallel"])
     if parallel["shard"] is None:
         used = parallel["replicate"] * parallel["context"]
         parallel["shard"] = max(1, num_ranks // used)
     return {**tree, "parallel": parallel}
-
-
-def read_plan(text: str) -> Plan:
-    """The dry run's text, after the settings that it repeats."""
-    lines = text[text.index("\nparameters\n") + 1 :].splitlines()
-    groups: list[tuple[str, tuple[tuple[str, str], ...]]] = []
-    seconds: list[tuple[str, float]] = []
-    for line in lines:
-        if found := SECONDS.match(line):
-            seconds.append((found["where"], float(found["sec"])))
-        elif row := ROW.match(line):
-            heading, rows = groups.pop()
-            groups.append((heading, (*rows, (row["name"], " ".join(row["value"].split())))))
-        elif line:
-            groups.append((line, ()))
-    return Plan(tuple(groups), tuple(seconds))
 
 
 def advice(tree: Mapping[str, Any], num_ranks: int, width: int) -> list[str]:

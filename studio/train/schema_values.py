@@ -1,7 +1,7 @@
-"""Values of a JSON schema: references followed, defaults filled in, lists as text and back."""
+"""What a JSON schema says of one setting: its type, label and hint; its value as text and back."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -37,33 +37,6 @@ def is_group(schema: Schema) -> bool:
     return "properties" in schema or "oneOf" in schema
 
 
-def branches(root: Schema, schema: Schema) -> tuple[str, dict[str, Schema]]:
-    """The field that tells the members of a union apart, and the members by its values."""
-    tag = schema["discriminator"]["propertyName"]
-    mapping = schema["discriminator"]["mapping"]
-    return tag, {name: resolve(root, {"$ref": ref}) for name, ref in mapping.items()}
-
-
-def whole_tree(root: Schema, schema: Schema, given: Mapping[str, Any] | str) -> dict[str, Any]:
-    """An object's settings with every default filled in, as pydantic does it.
-
-    What is required and not given is left out. Text is the one setting that is enough by itself.
-    """
-    if isinstance(given, str):
-        given = {schema["shorthand"]: given}
-    if "oneOf" in schema:
-        tag, found = branches(root, schema)
-        return {tag: given[tag]} | whole_tree(root, found[given[tag]], given)
-    tree = {}
-    for name, declared in schema["properties"].items():
-        each = resolve(root, declared)
-        if name not in given and "default" not in each:
-            continue
-        value = given[name] if name in given else each["default"]
-        tree[name] = value if value is None or not is_group(each) else whole_tree(root, each, value)
-    return tree
-
-
 def label(name: str) -> str:
     """`learning_rate` -> `Learning rate`, `num_steps` -> `Number of steps`."""
     words = f"number of {name[4:]}" if name.startswith("num_") else name
@@ -73,8 +46,6 @@ def label(name: str) -> str:
 def hint(schema: Schema) -> str:
     """The first paragraph of the description, and the bounds that no slider shows."""
     about = schema.get("description", "").partition("\n\n")[0].replace("\n", " ")
-    if not about.endswith((".", "")):
-        about += "."
     bounds = [text.format(schema[name]) for name, text in BOUNDS.items() if name in schema]
     if {"minimum", "maximum"} <= schema.keys() and not schema.get("optional"):
         bounds = []
@@ -95,11 +66,13 @@ def is_numbers(schema: Schema) -> bool:
 
 
 def as_text(value: Any, schema: Schema) -> str:
-    """A list, a mapping or null as a text field shows it."""
+    """A value as a text field shows it, null as nothing."""
     if value is None or value == {}:
         return ""
     if schema.get("type") == "object":
         return json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, list | tuple):
+        return str(value)
     if is_numbers(schema):
         return ", ".join(map(repr, value))
     if item_of(schema).get("type") == "string":

@@ -1,4 +1,7 @@
-"""What Train and Runs can do, apart from drawing. A studio for viewers has none of it."""
+"""The logic of Train: presets, checks, previews, commands and trial runs, without drawing.
+
+A studio for viewers has none of it.
+"""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from pipelines.catalog.registry import Registry
+from studio.page.markup import render
 from studio.run_page import view
 from studio.runs.supervisor import Supervisor
-from studio.train.estimate import advice, make_plan, read_plan, spread
-from studio.train.html import plan as plan_table
+from studio.train.estimate import advice, make_plan, spread
 from studio.train.schemas import Checked, Methods
 from studio.train.training import Training
 from trainers.registry import build_config
@@ -31,16 +31,18 @@ def training(tmp_path: Path) -> Training:
     return Training(Registry(), Methods(tmp_path), Supervisor(tmp_path / "runs"))
 
 
-def test_the_plan_is_the_trainers_own_dry_run() -> None:
+def test_the_plan_is_the_trainers_own_estimate() -> None:
     made = make_plan(whole(num_steps=100), 1)
-    groups = {heading.partition(",")[0]: dict(rows) for heading, rows in made.groups}
+    groups = {title.partition(",")[0]: dict(rows) for title, rows in made["groups"]}
     assert groups["parameters"]["student"].startswith("0.32 M, 0.32 M trained")
     assert "total" in groups["memory a rank"]
-    (here, here_sec), (there, there_sec) = made.step_sec
+    (here, slow), (there, fast) = made["speeds"].items()
     assert "measured" in here
     assert "H100" in there
-    assert 0 < there_sec < here_sec
-    assert "for 100 steps" in plan_table(made, 100)
+    assert 0 < slow < fast
+    table = render("plan", plan=made, num_steps=100)
+    assert "for 100 steps" in table
+    assert "0.32 M, 0.32 M trained" in table
 
 
 def test_a_plan_that_the_trainer_refuses_says_why() -> None:
@@ -54,10 +56,12 @@ def test_the_plan_counts_the_chosen_devices_as_ranks() -> None:
     assert spread(whole(parallel={"shard": 3}), 4)["parallel"]["shard"] == 3
 
 
-def test_a_plan_without_times_is_read_as_well() -> None:
-    made = read_plan("name: x\n\nparameters\n  student   1.0 M\nmemory and time: none\n")
-    assert made.groups == (("parameters", (("student", "1.0 M"),)), ("memory and time: none", ()))
-    assert made.step_sec == ()
+def test_a_plan_without_times_is_shown_as_well() -> None:
+    groups = [["parameters", [["student", "1.0 M"]]], ["memory and time: none", []]]
+    shown = render("plan", plan={"groups": groups, "flops": 0.0, "speeds": {}}, num_steps=1)
+    assert "<td>student</td><td>1.0 M</td>" in shown
+    assert "Memory and time: none" in shown
+    assert "a step" not in shown
 
 
 def test_advice_names_the_reason() -> None:

@@ -1,5 +1,6 @@
 """Presets, overrides and their errors."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,32 @@ def test_a_dry_run_prints_the_resolved_configuration_and_trains_nothing(
     assert "parameters" in told
     assert "memory a rank" in told
     assert not run_dir.exists()
+
+
+def test_an_estimate_is_json_with_the_figures_of_a_dry_run(
+    config_tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config_tree("finetune")))
+    assert main([str(path), "--dry-run"]) == 0
+    told = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert main([str(path), "--estimate"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for title, rows in found["groups"]:
+        assert title in told
+        assert {" ".join(f"{name} {figure}".split()) for name, figure in rows} <= set(told)
+    assert found["flops"] > 0
+    assert all(any(line.endswith(where) for line in told) for where in found["speeds"])
+
+
+def test_a_preparation_has_no_estimate_and_does_not_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_text(yaml.safe_dump({"method": "prepare", "name": "data"}))
+    assert main([str(path), "--estimate", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "there is no method 'prepare'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

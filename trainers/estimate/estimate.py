@@ -1,4 +1,4 @@
-"""What a run will take, before it takes it: parameters, memory a rank, seconds a step.
+"""The estimate of a run before it starts: parameters, memory a rank, seconds a step.
 
 No weights are needed or loaded. The bytes of a rank, where n ranks split a copy of the weights:
 
@@ -14,6 +14,7 @@ and communication are not counted.
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,17 +42,44 @@ from trainers.settings.data import PromptData
 from trainers.settings.roles import Ema, Frozen
 from trainers.settings.run import TrainConfig
 
+Rows = list[tuple[str, str]]  # names and figures
 H100_FLOPS = 0.4 * 989e12  # a second: 40 % of the bf16 peak in its data sheet, an assumption
 
 
-def estimate(config: TrainConfig[Any], registry: Registry) -> str:
-    """The estimate as text. ValueError where a model or its architecture is unknown."""
+@dataclass(frozen=True)
+class Estimate:
+    """What is told of a run: titles with rows of a name and a figure, and the time of a step.
+
+    Its seconds are `flops` over each of the `speeds`, which are named by where they come from.
+    """
+
+    groups: list[tuple[str, Rows]]
+    flops: float = 0.0  # operations of a step on a rank
+    speeds: dict[str, float] = field(default_factory=dict)  # operations a second
+
+    def text(self) -> str:
+        """A line a row, numbers under each other."""
+        lines = []
+        for title, rows in self.groups:
+            lines.append(title)
+            for name, figure in rows:
+                number, _, unit = figure.partition(" ")
+                lines.append(f"  {name:<14}{number:>10} {unit}")
+        for where, speed in self.speeds.items():
+            lines.append(f"  {self.flops / speed:12.4g} s at {speed / 1e12:.3f} TFLOP/s, {where}")
+        return "\n".join(lines)
+
+
+def estimate(config: TrainConfig[Any], registry: Registry) -> Estimate:
+    """What a run of this configuration takes. ValueError where an architecture is unknown."""
     preset = registry.entry(config.model).preset
     with torch.device("meta"):
         models = load_models(config, registry, _skeleton)
     if algorithm_class(config.method).component == "vae":
-        roles = build_roles(config.algorithm, models)
-        return "\n".join([*_parameters(roles), "memory and time: for transformers only"])
+        parameters = _parameters(build_roles(config.algorithm, models))
+        return Estimate(
+            [("parameters", parameters), ("memory and time: for transformers only", [])]
+        )
     runs = count_runs(config, stand_ins(models), preset.sampler)
     shape, batch_size = _largest_batch(config, preset)
     with torch.device("meta"):
@@ -60,20 +88,23 @@ def estimate(config: TrainConfig[Any], registry: Registry) -> str:
         if config.precision == "bf16":
             store_frozen_in_bf16(transformer, own)
     costs = {name: block_cost(roles[name], shape, batch_size, config.precision) for name in runs}
-    speed = measured_flops(config, roles["student"].transformer)
+    speed, where = measured_flops(config, roles["student"].transformer)
+    flops = _step_flops(config, roles, runs, costs)
     size = f"latents {'x'.join(map(str, shape))}, batch {batch_size}, {_num_ranks(config)} rank(s)"
-    return "\n".join(
-        [
-            *_parameters(roles),
-            f"memory a rank, {size}",
-            *_memory(config, roles, costs),
+    groups = [
+        ("parameters", _parameters(roles)),
+        (f"memory a rank, {size}", _memory(config, roles, costs)),
+        (
             f"a micro-batch of a step, mean of the first {NUM_STEPS_COUNTED} steps",
-            *(
-                f"  {name:<14}{each.num_forwards:8.2f} forwards{each.num_backwards:8.2f} backwards"
+            [
+                (name, f"{each.num_forwards:.2f} forwards{each.num_backwards:8.2f} backwards")
                 for name, each in runs.items()
-            ),
-            *_seconds(_step_flops(config, roles, runs, costs), speed),
-        ]
+            ],
+        ),
+        (f"time a step: {flops / 1e12:.3f} TFLOP a rank", []),
+    ]
+    return Estimate(
+        groups, flops, {f"measured on {where}": speed, "assumed of an H100": H100_FLOPS}
     )
 
 
@@ -110,9 +141,9 @@ def _num_ranks(config: TrainConfig[Any]) -> int:
     return (parallel.shard or 1) * parallel.replicate * parallel.context
 
 
-def _parameters(roles: Mapping[str, BuiltRole]) -> list[str]:
-    """A line a role, and one for each network that roles share, counted once."""
-    lines, shared = [], {}
+def _parameters(roles: Mapping[str, BuiltRole]) -> Rows:
+    """A row a role, and one for each network that roles share, counted once."""
+    rows, shared = [], {}
     for name, role in roles.items():
         own, trained = _count(role.own_parameters.values()), _count(role.trained.values())
         kind = "weights of its own"
@@ -120,7 +151,7 @@ def _parameters(roles: Mapping[str, BuiltRole]) -> list[str]:
             shared[id(role.network)] = role.network
             kind = "adapter on a shared network" if role.adapter else "a shared network as it is"
         own = 0 if kind.startswith("a shared") else own
-        lines.append(f"  {name:<14}{own / 1e6:10.2f} M, {trained / 1e6:.2f} M trained: {kind}")
+        rows.append((name, f"{own / 1e6:.2f} M, {trained / 1e6:.2f} M trained: {kind}"))
     adapters = [f".{role.adapter}." for role in roles.values() if role.adapter is not None]
     for network in shared.values():
         base = [
@@ -128,8 +159,8 @@ def _parameters(roles: Mapping[str, BuiltRole]) -> list[str]:
             for name, parameter in network.named_parameters()
             if not any(adapter in name for adapter in adapters)
         ]
-        lines.append(f"  {'(shared)':<14}{_count(base) / 1e6:10.2f} M frozen, held once")
-    return ["parameters", *lines]
+        rows.append(("(shared)", f"{_count(base) / 1e6:.2f} M frozen, held once"))
+    return rows
 
 
 def _count(parameters: Iterable[Tensor]) -> int:
@@ -142,7 +173,7 @@ def _num_bytes(network: nn.Module) -> int:
 
 def _memory(
     config: TrainConfig[Any], roles: Mapping[str, BuiltRole], costs: Mapping[str, BlockCost]
-) -> list[str]:
+) -> Rows:
     """The formula of the module's docstring, in GB of 1e9 bytes."""
     num_split = _num_ranks(config) // config.parallel.replicate
     bodies = list({id(role.body): role for role in roles.values()}.values())
@@ -167,8 +198,8 @@ def _memory(
     }
     chosen = "checkpointed" if config.activation_checkpointing else "activations"
     total = sum(gb[name] for name in ("weights", "gradients", "Adam", chosen))
-    rows = [f"  {name:<14}{num_bytes / 1e9:10.3f} GB" for name, num_bytes in gb.items()]
-    return [*rows, f"  {'total':<14}{total / 1e9:10.3f} GB, {chosen}"]
+    rows = [(name, f"{num_bytes / 1e9:.3f} GB") for name, num_bytes in gb.items()]
+    return [*rows, ("total", f"{total / 1e9:.3f} GB, {chosen}")]
 
 
 def _step_flops(
@@ -186,14 +217,3 @@ def _step_flops(
         once = num_forwards * cost.forward_flops + num_backwards * cost.backward_flops
         flops += len(list(roles[name].blocks)) * once
     return flops * config.accumulation_steps / config.parallel.context
-
-
-def _seconds(flops: float, measured: tuple[float, str]) -> list[str]:
-    speeds = {f"measured on {measured[1]}": measured[0], "assumed of an H100": H100_FLOPS}
-    return [
-        f"time a step: {flops / 1e12:.3f} TFLOP a rank",
-        *(
-            f"  {flops / speed:12.4g} s at {speed / 1e12:.3f} TFLOP/s, {where}"
-            for where, speed in speeds.items()
-        ),
-    ]
