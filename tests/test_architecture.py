@@ -70,7 +70,7 @@ ROOMS = {
     "s.api": "s.compare s.page s.studio",
     "s.run_page": "p.catalog p.recipe p.video s.compare s.page s.runs s.studio s.train",
     "s.models": "p.catalog p.recipe s.page s.run_page s.runs",
-    "s.data": "p.catalog p.geometry t.sources s.page s.run_page s.runs s.train",
+    "s.data": "p.geometry t.sources s.page s.run_page s.runs s.train",
     "s.tabs": "p.catalog p.files p.memory p.recipe p.video t.mirror s.compare s.data s.models "
     "s.page s.run_page s.runs s.studio s.train",
     "s.ui": "s.api s.page s.runs s.studio s.tabs",
