@@ -1,4 +1,6 @@
-# make studio | make test | make tiny | make students | make rewards | make bench | make bench-gpu. Each sets up what it needs; nothing comes from a model hub.
+# make studio | make test | make tiny | make students | make rewards | make bench | make bench-gpu.
+# Each sets up what it needs; nothing comes from a model hub.
+# make lock writes requirements.lock anew.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -8,23 +10,23 @@ ARGS ?=
 STUDENTS := cfg step24 step12 step6 consistency4 dmd4 dmd2 dmd1
 IMAGE_STUDENTS := cfg dmd4
 
-.PHONY: studio test lint tiny students rewards bench bench-gpu clean
+.PHONY: studio test lint tiny students rewards bench bench-gpu lock clean
 
 studio: $(VENV)/ready
 	$(RUN) app.py $(ARGS)
 
-test: $(VENV)/ready-dev lint
+test: $(VENV)/ready lint
 	$(RUN) -m pytest $(ARGS)
 
-lint: $(VENV)/ready-dev
+lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(VENV)/ready-dev
+bench: $(VENV)/ready
 	$(RUN) -m tests.bench $(ARGS)
 
-bench-gpu: $(VENV)/ready-dev
+bench-gpu: $(VENV)/ready
 	$(RUN) -m tests.bench_gpu $(ARGS)
 
 # Trains TinyWan from random weights: autoencoder, transformer, then the transformer that continues images. Each is resumable
@@ -78,19 +80,30 @@ rewards: $(VENV)/ready
 	$(RUN) -m trainers.evaluation lora-alpha tiny-draft --seeds 0 1 --plot assets/lora-alpha.svg
 	$(RUN) -m trainers.evaluation lora-alpha tiny-nft --seeds 0 1 --factors 0.5 1
 
-$(VENV)/bin/python:
+# What uv makes and what pip makes holds the same versions; uv is only faster.
+ifneq ($(shell command -v uv),)
+MAKE_VENV = uv venv --quiet --seed --python "$$(command -v $(PYTHON))" $(VENV)
+INSTALL = uv pip install --quiet --python $(RUN)
+else
+MAKE_VENV = $(PYTHON) -m venv $(VENV)
+INSTALL = $(RUN) -m pip install --quiet
+endif
+
+# A .venv without `ready` was not finished, or was being changed: it is made anew.
+$(VENV)/ready: requirements.lock
+	@$(PYTHON) -c '' || { echo "error: $(PYTHON) is missing; set PYTHON=/path/to/python3.11"; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than Python 3.11; set PYTHON=/path/to/python3.11"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade pip
-
-$(VENV)/ready: requirements.txt | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet -r requirements.txt
+	test -f $@ || { rm -rf $(VENV) && $(MAKE_VENV); }
+	rm -f $@
+	$(INSTALL) --require-hashes -r requirements.lock
 	touch $@
 
-$(VENV)/ready-dev: pyproject.toml $(VENV)/ready
-	$(RUN) -m pip install --quiet --group dev
-	touch $@
+# After a change of requirements.txt or of the group dev; ARGS=--upgrade takes the newest of all.
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	  --generate-hashes --custom-compile-command "make lock" $(ARGS) \
+	  requirements.txt --group dev --output-file requirements.lock
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

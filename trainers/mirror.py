@@ -35,17 +35,22 @@ def mirror(run_dir: Path, log: Log) -> None:
 
 
 def _lines(run_dir: Path) -> Iterator[dict[str, float]]:
-    with (run_dir / "metrics.jsonl").open("rb") as file:
+    path = run_dir / "metrics.jsonl"
+    file = path.open("rb")
+    try:
         while True:
             ended = _has_ended(run_dir)  # asked first: what was written before the end is read
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.close()  # a resumed run dropped figures past its checkpoint: all again
+                file = path.open("rb")
             while (text := file.readline()).endswith(b"\n"):
                 yield json.loads(text)
             if ended:
                 return
             file.seek(-len(text), os.SEEK_CUR)  # a line that is only half there
             time.sleep(LOOK_SEC)
-            if file.tell() > os.fstat(file.fileno()).st_size:
-                file.seek(0)  # a resumed run dropped figures past its checkpoint
+    finally:
+        file.close()
 
 
 def _has_ended(run_dir: Path) -> bool:

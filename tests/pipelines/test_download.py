@@ -6,8 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from pipelines.catalog.downloads import (
     read_state,
 )
 from pipelines.catalog.hub import download
+from tests.conftest import wait_for
 from tests.pipelines.hub import Hub, repository, serve
 
 TINY_WAN = Path("assets/tiny-wan")
@@ -222,7 +222,7 @@ def test_the_command_honours_the_endpoint_and_goes_on_after_a_kill(
 
         hub.stall_after = 22 * 2**20
         process = start()
-        wait_until(lambda: any(part.stat().st_size == 20 * 2**20 for part in work.glob("?" * 64)))
+        wait_for(lambda: any(part.stat().st_size == 20 * 2**20 for part in work.glob("?" * 64)))
         assert is_running(work)
         process.kill()
         process.communicate()
@@ -235,10 +235,3 @@ def test_the_command_honours_the_endpoint_and_goes_on_after_a_kill(
         assert said.startswith(f"{source} (Apache-2.0) to {tmp_path}")
     found = tmp_path / Path(source).name / weights
     assert found.read_bytes() == files[weights]
-
-
-def wait_until(look: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not look():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

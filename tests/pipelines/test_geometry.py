@@ -8,7 +8,7 @@ import pytest
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from pipelines.catalog.entries import CheckpointSpec
-from pipelines.catalog.registry import Registry
+from pipelines.catalog.registry import Registry, resolved
 from pipelines.catalog.steps import step_name, step_of
 from pipelines.generate import Clip, ModelCache, generate
 from pipelines.geometry import WAN21, Geometry, read_size
@@ -107,7 +107,7 @@ def test_a_recipe_keeps_to_its_models_geometry_and_a_student_to_its_bases(coarse
             registry.recipe(model, "a", width=48, height=64)
     older = registry.recipe("coarse", "a").model_copy(update={"height": 80})
     with pytest.raises(ValueError, match=r"^height is 80 but must be a multiple of 32"):
-        registry.resolve(older)
+        resolved(older, registry.entry("coarse"))
     with pytest.raises(ValueError, match=r"^width is 40 but must be a multiple of 16"):
         registry.recipe("coarse", "a", width=40)
 
@@ -130,8 +130,9 @@ def test_a_vae_that_contradicts_the_settings_is_refused(coarse: Path, tmp_path: 
     del spec["geometry"]
     (folder / "sampler.json").write_text(json.dumps(spec))
     models = ModelCache(Registry([folder.parent]), "cpu")
+    recipe = models.registry.recipe("coarse", "a red circle")
     with pytest.raises(ValueError, match=r"^model: the VAE in .* num_channels=48.*geometry in its"):
-        models.components(models.registry.recipe("coarse", "a red circle"))
+        models.components(recipe, models.registry.entry("coarse"))
 
 
 def test_a_step_has_one_name_and_nothing_else_is_a_step(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def generate(page: Page, first_steps: int, second_steps: int, seed: int) -> str:
 
 def wait_until_made(page: Page, num_clips: int = 2) -> None:
     made = page.locator(".player-tile[data-state=finished] video")
-    expect(made).to_have_count(num_clips, timeout=60_000)
+    expect(made).to_have_count(num_clips)
 
 
 def choose(page: Page, label: str, name: str, option: str) -> None:

@@ -11,7 +11,7 @@ from studio.runs.launch import Launch
 from studio.runs.listing import Run
 from studio.runs.processes import marked
 from studio.runs.supervisor import Supervisor
-from tests.studio.conftest import wait_for
+from tests.conftest import wait_for
 
 SLEEP = "import time; time.sleep(600)"
 TRAINS = """
@@ -65,7 +65,7 @@ WATCH = """
 import sys, time, pathlib
 from studio.runs.supervisor import Supervisor
 Supervisor(pathlib.Path(sys.argv[1])).start()
-time.sleep(120)
+time.sleep(600)
 """
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun")
 SBIN = "/usr/sbin:/sbin"  # not in every PATH
-START_SEC = 20.0
+START_SEC = 120.0
 HOST = socket.gethostname().partition(".")[0]
 NODES = (HOST, "localhost")  # both can be found, which torchrun needs
 # No cgroups and no accounting, neither of which a container gives; nodes claim what they have not.
@@ -86,7 +86,7 @@ def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
     finally:
         for daemon in reversed(running):  # munged last: the others talk through it
             daemon.terminate()
-            daemon.wait(30)
+            daemon.wait()
 
 
 def write_config(folder: Path) -> Path:

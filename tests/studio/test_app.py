@@ -16,6 +16,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from studio.clips.workers import clip_path
+from tests.conftest import HANG_SEC
 from tests.studio.conftest import PROMPT, ROOT, App, tiny_recipe
 
 VARIANT = {"model": "tiny-wan", "num_inference_steps": 1, "guidance_scale": 1.0, "num_frames": 5}
@@ -24,7 +25,11 @@ VARIANT = {"model": "tiny-wan", "num_inference_steps": 1, "guidance_scale": 1.0,
 def refusal(*options: str) -> str:
     """What `app.py` says when it refuses to start."""
     ended = subprocess.run(
-        [sys.executable, "app.py", *options], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "app.py", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SEC,
     )
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
@@ -66,7 +71,7 @@ def test_the_web_process_holds_neither_torch_nor_diffusers(app: App) -> None:
 def get(url: str) -> int:
     """The HTTP status of a GET."""
     try:
-        return urllib.request.urlopen(url, timeout=10).status
+        return urllib.request.urlopen(url).status
     except urllib.error.HTTPError as error:
         return error.code
 

@@ -13,7 +13,6 @@ from tests.trainers.videos import write_shapes
 from trainers.data.prepared import PreparedFolder
 
 NAME = "from-the-page"
-SLOW = 90_000  # ms; a preparation imports torch
 HOSTILE = '<img src=x onerror="document.title = 1">'
 PARTS = ("data-list", "data-source", "prepare")
 
@@ -38,18 +37,18 @@ def test_a_source_is_looked_at_prepared_and_shown(app: App, page: Page, videos: 
     open_data(page, app, videos, name=NAME)
     page.locator("#data-look").click()
     seen = page.locator("#data-seen")
-    expect(seen).to_contain_text("3 of 4 videos can be prepared: size 64x64", timeout=SLOW)
+    expect(seen).to_contain_text("3 of 4 videos can be prepared: size 64x64")
     expect(seen.locator("tr").nth(1)).to_contain_text("it has no caption")
     expect(seen).to_contain_text(HOSTILE)
     page.locator("#prepare").click()
-    expect(page.locator("#data-said a")).to_have_text(NAME, timeout=SLOW)
+    expect(page.locator("#data-said a")).to_have_text(NAME)
     expect(page.locator("#data-name input, #data-name textarea")).to_have_value(f"{NAME}-2")
     made = page.locator(".data-head", has_text=NAME)
-    expect(made.locator(".run-state")).to_have_text("finished", timeout=3 * SLOW)
+    expect(made.locator(".run-state")).to_have_text("finished")
     expect(made).to_contain_text("3 samples · 64x64, 5 frames")
     expect(made.locator("code")).to_have_text(str(app.data / "runs" / NAME))
     expect(made.locator("summary")).to_contain_text("1 x it has no caption")
-    expect(page.locator("#data-list figure")).to_have_count(3, timeout=20_000)
+    expect(page.locator("#data-list figure")).to_have_count(3)
     expect(page.locator("#data-list figcaption").nth(1)).to_contain_text(HOSTILE)
     page.wait_for_function("document.querySelector('#data-list video').readyState > 0")
     assert page.title() != "1"
@@ -60,11 +59,11 @@ def test_a_source_is_looked_at_prepared_and_shown(app: App, page: Page, videos: 
 def test_a_bad_setting_is_said_and_nothing_is_made(app: App, page: Page, videos: Path) -> None:
     open_data(page, app, videos, name="never", frames="6")
     page.locator("#prepare").click()
-    expect(page.get_by_text("4n+1; try 5")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("4n+1; try 5")).to_be_visible()
     for name, text in {"source": str(videos / "nowhere"), "frames": "5"}.items():
         page.locator(f"#data-{name} :is(input, textarea)").fill(text)
     page.locator("#data-look").click()
-    expect(page.get_by_text("does not exist; check the path")).to_be_visible(timeout=SLOW)
+    expect(page.get_by_text("does not exist; check the path")).to_be_visible()
     assert not (app.data / "runs" / "never").exists()
 
 
@@ -73,7 +72,7 @@ def test_a_preparation_is_listed_among_the_runs_without_what_it_cannot_do(
 ) -> None:
     page.goto(f"{app.url}?run={NAME}")
     head = page.locator("#run-head")
-    expect(head.locator("h2")).to_have_text(NAME, timeout=SLOW)
+    expect(head.locator("h2")).to_have_text(NAME)
     expect(head.locator("[data-do=delete]")).to_be_visible()
     assert not head.get_by_text("Clone").count()
 

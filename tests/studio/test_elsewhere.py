@@ -4,6 +4,7 @@ import os
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from studio.runs.files import EXIT, LAUNCH, PID, read_json, write_json
@@ -31,12 +32,15 @@ def test_a_run_elsewhere_lives_while_its_wrapper_shows_that_it_does(
     supervisor.poll()
     assert supervisor.run("run").state == "running"
     assert len(processes(elsewhere)) == 1
+    wrapper = psutil.Process(read_json(elsewhere / PID)["pid"])
+    wrapper.suspend()  # it would touch the file
     silent = time.time() - SILENT_SEC - 1
     os.utime(elsewhere / PID, (silent, silent))
     supervisor.poll()
     assert supervisor.run("run").state == "lost"
     assert not (elsewhere / EXIT).exists()  # it may only be late
     assert len(processes(elsewhere)) == 1
+    wrapper.resume()
     os.utime(elsewhere / PID)
     assert supervisor.run("run").state == "running"
 

@@ -37,7 +37,7 @@ def row(app: App, page: Page) -> Locator:
     page.goto(app.url)
     page.get_by_role("tab", name="Models").click()
     found = page.locator(f".model-row[data-key='{NAME}']")
-    expect(found).to_be_visible(timeout=20_000)
+    expect(found).to_be_visible()
     return found
 
 
@@ -57,10 +57,10 @@ def test_a_download_asks_first_can_be_stopped_and_outlives_the_studio(
     assert hub.ranges == []
     press(row, "download")
     expect(state).to_have_text("downloading")
-    expect(row.locator("progress")).to_be_visible(timeout=20_000)
+    expect(row.locator("progress")).to_be_visible()
     wait_for(lambda: any(path.endswith(".safetensors") for path, _ in hub.ranges))
     press(row, "stop")
-    expect(state).to_have_text("incomplete", timeout=20_000)
+    expect(state).to_have_text("incomplete")
     expect(row.locator(".model-reason")).to_contain_text("The download was stopped")
 
     num_asked = len(hub.ranges)

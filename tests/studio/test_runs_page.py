@@ -11,8 +11,6 @@ from studio.runs.supervisor import Supervisor
 from tests.studio.conftest import App
 from tests.studio.runs import TRAINS, queue
 
-LATE = 90_000  # ms; a second or two where the machine is not busy
-
 
 @pytest.fixture
 def runs(app: App) -> Iterator[Supervisor]:
@@ -36,25 +34,25 @@ def test_the_queue_is_changed_and_a_run_stopped_resumed_and_ended_by_buttons(
         name: page.locator(f".run-row:has([data-run={name}])") for name in ("one", "two", "three")
     }
     states = {name: row.locator(".run-state") for name, row in rows.items()}
-    expect(states["one"]).to_have_text("running", timeout=LATE)
+    expect(states["one"]).to_have_text("running")
     expect(rows["two"]).to_contain_text("Waits for cpu, used by one.")
     expect(states["three"]).to_have_text("queued #2")
     rows["three"].get_by_text("↑").click()
-    expect(states["three"]).to_have_text("queued #1", timeout=LATE)
+    expect(states["three"]).to_have_text("queued #1")
     rows["two"].get_by_text("Remove").click()
-    expect(states["two"]).to_have_text("stopped", timeout=LATE)
+    expect(states["two"]).to_have_text("stopped")
     rows["one"].locator(".run-open").press("Enter")
     head = page.locator("#run-head")
-    expect(head.locator("h2")).to_have_text("one", timeout=LATE)
+    expect(head.locator("h2")).to_have_text("one")
     head.get_by_text("Stop after this step").click()
-    expect(head.locator(".run-title .run-state")).to_have_text("stopped", timeout=LATE)
+    expect(head.locator(".run-title .run-state")).to_have_text("stopped")
     head.get_by_text("Resume").click()  # three has the device now
-    expect(head.locator(".run-title .run-state")).to_have_text(re.compile("queued"), timeout=LATE)
+    expect(head.locator(".run-title .run-state")).to_have_text(re.compile("queued"))
     page.locator("#all-runs").click()
     rows["three"].locator(".run-open").click()
     force = head.locator("[data-do=force_stop]")
-    expect(head.locator("h2")).to_have_text("three", timeout=LATE)
+    expect(head.locator("h2")).to_have_text("three")
     force.click()
     expect(force).to_have_text("Lose what is not saved?")
     force.click()
-    expect(head.locator(".run-title .run-state")).to_have_text("stopped", timeout=LATE)
+    expect(head.locator(".run-title .run-state")).to_have_text("stopped")

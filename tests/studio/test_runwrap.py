@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from studio.runs.control import ask_to_stop, start
 from studio.runs.files import EXIT, LOG, ROOT, read_json
 from studio.runs.launch import build_launch
 from studio.runs.status import NOT_SAVED, read_status
-from tests.studio.conftest import wait_for
+from tests.conftest import HANG_SEC, wait_for
 from tests.studio.runs import SLEEP, TRAINS, make_command_run, make_run, processes
 
 DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEP}"
@@ -51,7 +50,7 @@ def test_the_end_of_a_run_is_written_down_with_its_reason(
 ) -> None:
     folder = make_run(tmp_path, "run", code)
     (folder / LOG).write_text("ValueError: of an earlier start\n")
-    assert start(folder).wait(60) == 0
+    assert start(folder).wait(HANG_SEC) == 0
     assert read_status(folder).state == state
     assert read_status(folder).reason == reason
     assert {path.name for path in folder.iterdir()} == {
@@ -65,7 +64,7 @@ def test_the_end_of_a_run_is_written_down_with_its_reason(
 
 def test_a_command_that_is_not_there_is_a_reason(tmp_path: Path) -> None:
     folder = make_command_run(tmp_path / "run", ("/no/such; touch $(pwd)/x", "`x`"))
-    start(folder).wait(60)
+    start(folder).wait(HANG_SEC)
     assert "No such file" in read_status(folder).reason
 
 
@@ -74,7 +73,7 @@ def test_a_run_has_a_session_of_its_own_no_input_and_a_file_for_its_output(tmp_p
     folder = make_run(tmp_path, "run", code)
     wrapper = start(folder)
     assert os.getsid(wrapper.pid) == wrapper.pid
-    wrapper.wait(60)
+    wrapper.wait(HANG_SEC)
     text, session, pid = (folder / LOG).read_text().split()
     assert (text, session) == ("''", pid)
 
@@ -84,7 +83,7 @@ def test_two_wrappers_of_one_start_run_it_once(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "run", code)
     command = [sys.executable, "-m", "studio.runs.wrapper", str(folder)]
     both = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(2)]
-    assert sorted(wrapper.wait(60) for wrapper in both) == [0, 3]
+    assert sorted(wrapper.wait(HANG_SEC) for wrapper in both) == [0, 3]
     assert (folder / LOG).read_text() == "begun\n"
 
 
@@ -104,12 +103,10 @@ def test_a_killed_torchrun_or_rank_ends_the_run_and_leaves_no_process(
 
     rank = wait_for(ranks)[0]
     (rank if victim == "rank" else rank.parent()).kill()
-    killed = time.monotonic()
     assert ended(folder)["state"] == "failed"
-    assert time.monotonic() - killed < 15  # a second or two where the machine is not busy
     assert "SIGKILL" in read_status(folder).reason
     assert processes(folder) == []
-    assert wrapper.wait(10) == 0
+    assert wrapper.wait(HANG_SEC) == 0
 
 
 def test_sigterm_to_the_wrapper_reaches_the_training(tmp_path: Path) -> None:
@@ -133,10 +130,12 @@ def test_a_run_that_does_not_listen_is_ended_after_the_grace(
     code: str, signal_name: str, tmp_path: Path
 ) -> None:
     folder = make_run(tmp_path, "run", f"print('ready', flush=True); {code}")
-    wrapped(folder)
+    wrapper = wrapped(folder)
     wait_for((folder / LOG).read_text)
+    wrapper.send_signal(signal.SIGSTOP)  # so that it does not end the run before we look
     ask_to_stop(folder, grace_sec=0.3)
     assert read_status(folder).state == "stopping"
+    wrapper.send_signal(signal.SIGCONT)
     ending = ended(folder)
     assert (ending["state"], ending["reason"]) == ("stopped", NOT_SAVED)
     assert ending["code"] == -signal.Signals[signal_name]

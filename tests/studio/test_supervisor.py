@@ -19,7 +19,8 @@ from studio.runs.files import (
 )
 from studio.runs.launch import build_launch
 from studio.runs.supervisor import Supervisor
-from tests.studio.conftest import tiny_recipe, wait_for
+from tests.conftest import HANG_SEC, wait_for
+from tests.studio.conftest import tiny_recipe
 from tests.studio.runs import (
     BROKEN,
     QUICK,
@@ -52,7 +53,7 @@ def test_twenty_queued_runs_three_of_them_broken_start_once_each_under_two_super
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=120)
+        thread.join(HANG_SEC)
     assert {name for name, state in states(supervisor).items() if state == "failed"} == broken
     assert supervisor.run("run-07").reason == "ValueError: model: there is none"
     begun = [Path(line).name for line in (tmp_path / "begun").read_text().splitlines()]
@@ -182,24 +183,38 @@ def test_a_run_starts_once_generation_has_left_its_device_and_gives_it_back(
     assert generation.lent == frozenset()
 
 
-def test_generation_leaves_a_lent_device_after_its_clip_and_comes_back(tmp_path: Path) -> None:
-    (tmp_path / "clips").mkdir()
-    store = Store(store_path(tmp_path))
-    workers = Workers(store, WorkerSettings(tmp_path, ()), ["cpu"])
-    first, second = tiny_recipe(steps=20), tiny_recipe(seed=1)
+def test_no_process_makes_clips_on_a_device_that_is_lent_when_the_studio_starts(
+    tmp_path: Path,
+) -> None:
+    workers = Workers(Store(store_path(tmp_path)), WorkerSettings(tmp_path, ()), ["cpu"])
     workers.lend(frozenset({"cpu"}))
     workers.start("tiny-wan")
     try:
-        store.enqueue(first)
-        store.enqueue(second)
-        time.sleep(0.3)
         assert workers.has_left("cpu")
-        assert [job.key for job in store.jobs("queued")] == [first.key(), second.key()]
-        workers.lend(frozenset())
-        worker = wait_for(lambda: store.job(1).step and psutil.Process(store.job(1).worker_pid))
+    finally:
+        workers.stop()
+
+
+def test_generation_leaves_a_lent_device_after_its_clip_and_comes_back(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    store = Store(store_path(tmp_path))
+    workers = Workers(
+        store, WorkerSettings(tmp_path, ()), ["cpu"]
+    )  # not started: each turn is ours
+    first, second = tiny_recipe(), tiny_recipe(seed=1)
+    store.enqueue(first)
+    store.enqueue(second)
+    workers.lend(frozenset({"cpu"}))
+    workers._advance()
+    assert workers.has_left("cpu")
+    assert [job.key for job in store.jobs("queued")] == [first.key(), second.key()]
+    workers.lend(frozenset())
+    workers._advance()
+    try:
+        worker = psutil.Process(wait_for(lambda: store.job(1).worker_pid))
         workers.lend(frozenset({"cpu"}))
         assert not workers.has_left("cpu")
-        wait_for(lambda: workers.has_left("cpu"))
+        wait_for(lambda: workers._advance() or workers.has_left("cpu"))
         assert not worker.is_running()
         assert [store.job(number).state for number in (1, 2)] == ["finished", "queued"]
         assert read_recipe(clip_path(tmp_path, first.key())) == first

@@ -13,10 +13,10 @@ from playwright.sync_api import Locator, Page, expect
 
 from pipelines.catalog.registry import Registry
 from studio.compare.html import field_id
+from tests.conftest import HANG_SEC
 from tests.studio.conftest import App, no_scroll_sideways
 
 RUN = "from-the-form"
-SLOW = 180_000  # ms; the first look at a method imports torch, and machines are busy
 SMALL = {
     "name": RUN,
     "num_steps": "4",
@@ -41,7 +41,7 @@ def test_a_run_is_started_from_the_form_and_watched_to_its_end(app: App, page: P
     page.get_by_role("tab", name="Train").click()
     page.locator("#method input").click()
     page.get_by_role("option").filter(has_text="dmd2 ·").click()
-    expect(page.locator("#set-name")).to_be_visible(timeout=SLOW)
+    expect(page.locator("#set-name")).to_be_visible()
     for fold in ("set-algorithm", "set-algorithm-student", "set-validation", "set-rest"):
         page.locator(f"#{fold} > summary").click()
     field(page, "validation.used").check()
@@ -49,35 +49,35 @@ def test_a_run_is_started_from_the_form_and_watched_to_its_end(app: App, page: P
     for name, text in SMALL.items():
         field(page, name).fill(text)
     field(page, "num_steps").fill("0")
-    expect(page.locator("#train-check .problem")).to_contain_text("num_steps", timeout=SLOW)
+    expect(page.locator("#train-check .problem")).to_contain_text("num_steps")
     field(page, "num_steps").fill(SMALL["num_steps"])
-    expect(page.locator("#train-check .valid")).to_be_visible(timeout=SLOW)
+    expect(page.locator("#train-check .valid")).to_be_visible()
     expect(page.locator("#train-command")).to_contain_text(f"{RUN}/config.yaml")
     expect(page.locator("#data-preview")).to_contain_text("small red circle")
     page.locator("#start-now").click()
     page.locator("#train-said a").click()
     head = page.locator("#run-head")
-    expect(head.locator("h2")).to_have_text(RUN, timeout=SLOW)
+    expect(head.locator("h2")).to_have_text(RUN)
     figures = page.locator("#run-overview")
-    expect(figures).to_contain_text("student/loss", timeout=SLOW)  # live: the run still goes on
-    expect(head.locator(".run-title .run-state")).to_have_text("finished", timeout=SLOW)
+    expect(figures).to_contain_text("student/loss")  # live: the run still goes on
+    expect(head.locator(".run-title .run-state")).to_have_text("finished")
     page.get_by_role("tab", name="Samples").click()
-    expect(page.locator("#run-samples video")).to_have_count(3, timeout=SLOW)
+    expect(page.locator("#run-samples video")).to_have_count(3)
     ready = "[...document.querySelectorAll('#run-samples video')].every((v) => v.readyState > 0)"
     page.wait_for_function(ready)
     page.locator("#run-samples .sample").first.click()
     page.locator("#run-samples .sample").last.press("Enter")
-    expect(page.locator("#sample-player video")).to_have_count(2, timeout=SLOW)
+    expect(page.locator("#sample-player video")).to_have_count(2)
     expect(page.locator("#sample-player .player-title")).to_have_text(["teacher", "step 2"])
     page.get_by_role("tab", name="Metrics").click()
-    expect(page.locator("#plot-runs")).to_contain_text("shipped tiny_", timeout=SLOW)
+    expect(page.locator("#plot-runs")).to_contain_text("shipped tiny_")
     page.get_by_role("tab", name="Log").click()
-    expect(page.locator(".log-lines")).to_contain_text("step 4/4", timeout=SLOW)
+    expect(page.locator(".log-lines")).to_contain_text("step 4/4")
     page.get_by_role("tab", name="Settings").click()
-    expect(page.locator("#settings-diff")).to_contain_text("num_steps", timeout=SLOW)
+    expect(page.locator("#settings-diff")).to_contain_text("num_steps")
     page.locator("#all-runs").click()
     row = page.locator(".run-row", has_text=RUN)
-    expect(row).to_contain_text("finished", timeout=SLOW)
+    expect(row).to_contain_text("finished")
     expect(row.locator("polyline")).to_have_count(1)
     no_scroll_sideways(page)
 
@@ -96,13 +96,13 @@ def test_a_checkpoint_opens_in_compare_and_is_a_choice_there(app: App, page: Pag
     page.goto(f"{app.url}?run={RUN}")
     page.get_by_role("tab", name="Checkpoints").click()
     page.locator(".checkpoint button").first.click()
-    page.wait_for_url("**v=*", timeout=SLOW)
+    page.wait_for_url("**v=*")
     comparison = app.store.comparison(page.url.split("v=")[1])
     assert comparison is not None
     assert [cell.recipe.model for cell in comparison.cells] == ["tiny-wan", f"{RUN}@4"]
-    expect(page.locator("#player video")).to_have_count(2, timeout=SLOW)
+    expect(page.locator("#player video")).to_have_count(2)
     chosen = page.locator(f"#{field_id('B', 'model')} input")
-    expect(chosen).to_have_value(f"{RUN}@4 (distilled)", timeout=SLOW)
+    expect(chosen).to_have_value(f"{RUN}@4 (distilled)")
 
 
 def test_a_student_that_is_kept_is_a_model_of_its_own(app: App, page: Page) -> None:
@@ -112,19 +112,19 @@ def test_a_student_that_is_kept_is_a_model_of_its_own(app: App, page: Page) -> N
     row.locator("input").fill("../kept")
     row.get_by_text("Keep as a model").click()
     note = page.locator("#run-checkpoints .live-note")
-    expect(note).to_have_text(re.compile("^model: use up to 64 letters"), timeout=SLOW)
+    expect(note).to_have_text(re.compile("^model: use up to 64 letters"))
     row.locator("input").fill("kept")
     row.get_by_text("Keep as a model").click()
-    expect(note).to_contain_text("kept is a model now", timeout=SLOW)
+    expect(note).to_contain_text("kept is a model now")
     row.get_by_text("Keep as a model").click()
-    expect(note).to_contain_text("there is a model kept already", timeout=SLOW)
+    expect(note).to_contain_text("there is a model kept already")
     kept = Registry(runs_dir=app.data / "runs").models()["kept"]
     assert (kept.base, kept.missing) == ("tiny-wan", None)
 
 
 def test_a_clone_has_the_settings_of_the_run_and_a_name_of_its_own(app: App, page: Page) -> None:
     page.goto(f"{app.url}?train={RUN}")
-    expect(field(page, "name")).to_have_value(f"{RUN}-2", timeout=SLOW)
+    expect(field(page, "name")).to_have_value(f"{RUN}-2")
     assert field(page, "validation.prompts").input_value() == SMALL["validation.prompts"]
     no_scroll_sideways(page)
 
@@ -132,11 +132,11 @@ def test_a_clone_has_the_settings_of_the_run_and_a_name_of_its_own(app: App, pag
 def test_a_run_is_deleted_after_a_second_click_and_lies_in_the_trash(app: App, page: Page) -> None:
     page.goto(f"{app.url}?run={RUN}")
     delete = page.locator("#run-head [data-do=delete]")
-    delete.click(timeout=SLOW)
+    delete.click()
     expect(delete).to_have_text("Move to the trash?")
     assert (app.data / "runs" / RUN).is_dir()
     delete.click()
-    expect(page.locator("#run-list")).to_be_visible(timeout=SLOW)
+    expect(page.locator("#run-list")).to_be_visible()
     assert not (app.data / "runs" / RUN).exists()
     assert (app.data / "runs" / "models" / "kept").is_dir()
     (trashed,) = (app.data / "runs" / ".trash").glob(f"{RUN}*")
@@ -156,14 +156,14 @@ def post(app: App, path: str, body: dict[str, Any]) -> tuple[int, str]:
         {"Content-Type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=HANG_SEC) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
 
 
 def config(app: App) -> dict[str, Any]:
-    found: dict[str, Any] = json.load(urllib.request.urlopen(app.url + "config", timeout=20))
+    found: dict[str, Any] = json.load(urllib.request.urlopen(app.url + "config", timeout=HANG_SEC))
     return found
 
 
@@ -207,7 +207,7 @@ def test_a_viewer_has_nothing_of_train_and_runs(app: App, viewer: App) -> None:
 
 def get(url: str) -> int:
     try:
-        with urllib.request.urlopen(url, timeout=20) as answer:
+        with urllib.request.urlopen(url, timeout=HANG_SEC) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

@@ -3,10 +3,11 @@
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import HANG_SEC, wait_for
 
 SCRIPTS = sorted(Path("presets/cluster").glob("*.sbatch"))
 
@@ -45,11 +46,9 @@ def run_until_signalled(script: Path, cluster: Path, status: int) -> int:
     path = {"PATH": f"{cluster / 'bin'}:{os.environ['PATH']}", "TRAINING_STATUS": str(status)}
     arguments = ["bash", str(script.resolve()), "runs/mine", "some.yaml", "num_steps=5"]
     job = subprocess.Popen(arguments, cwd=cluster, env=os.environ | slurm | path)
-    deadline = time.monotonic() + 30
-    while not (cluster / "torchrun.txt").is_file() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for((cluster / "torchrun.txt").is_file)
     job.send_signal(signal.SIGUSR1)
-    return job.wait(timeout=30)
+    return job.wait(timeout=HANG_SEC)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import HANG_SEC, wait_for
 from trainers import mirror
 from trainers.run.log import Tracker
 
@@ -27,8 +28,7 @@ def followed(run: Tracker) -> tuple[threading.Thread, Seen]:
         target=mirror.mirror, args=(run.run_dir, lambda *line: seen.append(line)), daemon=True
     )
     thread.start()
-    while not seen:
-        time.sleep(0.01)
+    wait_for(lambda: seen)
     return thread, seen
 
 
@@ -42,7 +42,7 @@ def test_a_run_is_followed_to_its_end(run: Tracker) -> None:
         time.sleep(0.05)
     run.metrics(3, {"student/loss": 0.125})
     run.event("finished", step=3)
-    thread.join(10)
+    thread.join(HANG_SEC)
     assert not thread.is_alive()
     losses = {step: figures["student/loss"] for step, figures in seen}
     assert losses == {1: 0.5, 2: 0.25, 3: 0.125}
@@ -52,13 +52,11 @@ def test_a_run_is_followed_to_its_end(run: Tracker) -> None:
 def test_figures_that_a_resumed_run_writes_again_are_read_again(run: Tracker) -> None:
     run.metrics(2, {"student/loss": 9.0})
     thread, seen = followed(run)
-    while len(seen) < 2:
-        time.sleep(0.01)
+    wait_for(lambda: len(seen) == 2)
     run.forget_after(1)
-    time.sleep(0.1)
     run.metrics(2, {"student/loss": 0.25})
     run.event("stopped", step=2)
-    thread.join(10)
+    thread.join(HANG_SEC)
     assert not thread.is_alive()
     assert seen[-1] == (2, {"student/loss": 0.25})
 

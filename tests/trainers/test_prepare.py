@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,17 @@ from trainers.settings.data import PreparedData
 from trainers.worlds.shapes import training_captions
 
 TINY_WAN = Path("assets/tiny-wan")
+KILLED_AFTER_A_SHARD = f"""
+import os, signal, sys
+from {main.__module__} import main
+import {prepared.__name__} as prepared
+write_shard = prepared.write_shard
+def write_and_die(*arguments):
+    write_shard(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+prepared.write_shard = write_and_die
+main(sys.argv[1:])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +123,10 @@ def test_after_a_kill_the_same_command_goes_on_to_the_same_result(
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert prepare(videos, whole, whole_model) == 0
-    command = [sys.executable, "-m", "trainers", "prepare", str(videos), str(killed)]
-    process = subprocess.Popen([*command, "--model", str(whole_model)], stderr=subprocess.DEVNULL)
-    while not prepared.shard_path(killed, 0).exists():
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+    command = [sys.executable, "-c", KILLED_AFTER_A_SHARD, "prepare", str(videos), str(killed)]
+    ended = subprocess.run([*command, "--model", str(whole_model)], stderr=subprocess.DEVNULL)
+    assert ended.returncode == -signal.SIGKILL
+    assert prepared.shard_path(killed, 0).exists()
     assert not (killed / INDEX).exists()
     first = prepared.shard_path(killed, 0).stat().st_mtime_ns
     assert prepare(videos, killed, whole_model) == 0

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.conftest import HANG_SEC, wait_for
 from tests.trainers.test_engine import SHARED, read_jsonl
 from trainers.__main__ import main
 from trainers.run.checkpoint import checkpoint_folders
@@ -30,7 +30,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}  # the number of threads cha
 
 def run_process(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        arguments, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False
+        arguments, capture_output=True, text=True, env=ENVIRONMENT, timeout=HANG_SEC, check=False
     )
 
 
@@ -61,7 +61,7 @@ def kill_in_mid_save(process: "subprocess.Popen[bytes]", run_dir: Path) -> None:
         return any((run_dir / "checkpoints").glob("*.partial"))
 
     while True:
-        wait_until(lambda: is_saving() and bool(checkpoint_folders(run_dir)), pause_sec=0.001)
+        wait_for(lambda: is_saving() and bool(checkpoint_folders(run_dir)), pause_sec=0.001)
         process.send_signal(signal.SIGSTOP)
         if is_saving():
             process.send_signal(signal.SIGKILL)
@@ -96,15 +96,8 @@ def test_sigterm_saves_and_ends_cleanly(config_tree, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config_tree("finetune", num_steps=100000, save_every=100000)))
     with start_process(command(path, tmp_path / "run")) as process:
-        wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists())
+        wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists())
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(timeout=HANG_SEC) == 0
     assert checkpoint_folders(tmp_path / "run")
     assert read_jsonl(tmp_path / "run" / "events.jsonl")[-1]["event"] == "stopped"
-
-
-def wait_until(condition, timeout_sec: float = 90, pause_sec: float = 0.02) -> None:
-    deadline = time.monotonic() + timeout_sec
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(pause_sec)

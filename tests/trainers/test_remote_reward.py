@@ -3,7 +3,6 @@
 import base64
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import HANG_SEC
 from tests.trainers.runs import read_jsonl, student_weights, trainer
 from trainers.registry import load_reward
 from trainers.run.checkpoint import checkpoint_folders
@@ -43,14 +43,14 @@ def serve() -> Iterator[Callable[[HTTPServer], str]]:
         server.server_close()
 
 
-def answering(body: bytes, code: int = 200, after_sec: float = 0.0) -> HTTPServer:
-    """A server that answers everything with these bytes."""
+def answering(body: bytes, after: threading.Event) -> HTTPServer:
+    """A server that answers everything with these bytes, once the event has happened."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            time.sleep(after_sec)
-            self.send_response(code)
+            after.wait()
+            self.send_response(200)
             self.end_headers()
             self.wfile.write(body)
 
@@ -60,7 +60,7 @@ def answering(body: bytes, code: int = 200, after_sec: float = 0.0) -> HTTPServe
     return HTTPServer(("127.0.0.1", 0), Handler)
 
 
-def remote(url: str, timeout_sec: float = 5.0) -> Any:
+def remote(url: str, timeout_sec: float = HANG_SEC) -> Any:
     settings = {"url": url, "timeout_sec": timeout_sec}
     return load_reward(RewardChoice(kind="remote", settings=settings), torch.device("cpu"))
 
@@ -88,20 +88,26 @@ def test_a_scorer_that_fails_says_why_through_the_server(serve) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "after_sec", "message"),
+    ("body", "message"),
     [
-        (b"{}", 3.0, "has not answered within 0.5 s"),
-        (b"not json", 0.0, "answered 'not json'"),
-        (b'{"scores": "many"}', 0.0, "answered"),
-        (b'{"other": []}', 0.0, "answered"),
+        (b"not json", "answered 'not json'"),
+        (b'{"scores": "many"}', "answered"),
+        (b'{"other": []}', "answered"),
     ],
 )
-def test_an_answer_that_is_none_is_one_sentence(
-    body: bytes, after_sec: float, message: str, serve
-) -> None:
-    url = serve(answering(body, after_sec=after_sec))
+def test_an_answer_that_is_none_is_one_sentence(body: bytes, message: str, serve) -> None:
+    at_once = threading.Event()
+    at_once.set()
     with pytest.raises(RewardError, match=message):
+        remote(serve(answering(body, at_once))).score(torch.rand(1, 1, 3, 8, 8), ("",))
+
+
+def test_an_answer_that_does_not_come_in_time_is_one_sentence(serve) -> None:
+    given_up = threading.Event()
+    url = serve(answering(b"{}", given_up))
+    with pytest.raises(RewardError, match=r"has not answered within 0\.5 s"):
         remote(url, 0.5).score(torch.rand(1, 1, 3, 8, 8), ("",))
+    given_up.set()
 
 
 def test_a_server_that_is_not_there_is_named() -> None:

@@ -14,6 +14,7 @@ import yaml
 from torch import Tensor, nn
 
 from pipelines.catalog.registry import Registry
+from tests.conftest import HANG_SEC
 from tests.trainers import two_ranks
 from trainers.__main__ import main
 from trainers.engine import Trainer
@@ -69,7 +70,11 @@ def layouts(tree: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
-        [*launcher, *arguments], capture_output=True, text=True, env=environment, timeout=300
+        [*launcher, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=HANG_SEC,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     return out

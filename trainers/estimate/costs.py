@@ -43,7 +43,7 @@ ENOUGH_SEC = 0.5  # a forward that takes this long needs no second opinion
 
 @dataclass(frozen=True)
 class BlockCost:
-    """One block of a role and one micro-batch, on one rank."""
+    """What one block of a role costs for one micro-batch, on one rank."""
 
     forward_flops: float
     backward_flops: float
@@ -53,7 +53,7 @@ class BlockCost:
 
 @dataclass(frozen=True)
 class Runs:
-    """Of one role in one micro-batch of one step, on average."""
+    """How often a role runs in one micro-batch of one step, on average."""
 
     num_forwards: float
     num_backwards: float

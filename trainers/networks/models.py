@@ -76,7 +76,7 @@ class Codecs:
         return ImageConditioner(self.video, encoder, preset.image_preprocessing)
 
     def condition(self, recipe: Recipe) -> ImageCondition | None:
-        """Of the recipe's image, where it has one."""
+        """What the model reads of the recipe's image, where it has one."""
         if recipe.image is None:
             return None
         size = (recipe.width, recipe.height, recipe.num_frames)

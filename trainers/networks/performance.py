@@ -53,15 +53,15 @@ def tune_compute(roles: Mapping[str, BuiltRole], config: TrainConfig, ranks: Ran
 
 
 def autocast(precision: Literal["fp32", "bf16"], ranks: Ranks) -> torch.autocast:
-    """What a loss is computed under; it can be entered again and again.
+    """The context that losses are computed in; it can be entered again and again.
 
     Weights that are split are rounded anew in every forward: a cast that is kept from a forward
     without gradients (a rollout's) is an older node of autograd than the block that uses it again.
     Its gradient comes after FSDP2 has reduced the block's, and is lost without a word (pytorch
     #158232). It would also keep in memory what FSDP2 frees.
     """
-    kept, device = ranks.weights_mesh is None, ranks.device.type
-    return torch.autocast(device, torch.bfloat16, precision == "bf16", cache_enabled=kept)
+    device, keep = ranks.device.type, ranks.weights_mesh is None
+    return torch.autocast(device, torch.bfloat16, precision == "bf16", cache_enabled=keep)
 
 
 class _Within(ModelHook):

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
+from pipelines.files.disk import atomic_path
 from pipelines.strict import explain
 from trainers.ranks.ranks import Ranks, from_all_ranks
 from trainers.settings.earlier import in_todays_words
@@ -53,12 +54,16 @@ class Tracker:
         return [(line["step"], line[figure]) for line in lines if figure in line]
 
     def forget_after(self, step: int) -> None:
-        """Drops figures past a step: a resumed run writes them again."""
+        """Drops figures past a step: a resumed run writes them again.
+
+        In a new file, by which one that follows the old file notices it.
+        """
         if not self.metrics_path.is_file():
             return
         lines = self.metrics_path.read_text().splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        self.metrics_path.write_text("".join(kept))
+        with atomic_path(self.metrics_path) as partial:
+            partial.write_text("".join(kept))
 
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ sees no held-out triple, and its clips are blurred, tinted and grainy, as decode
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,10 +58,9 @@ NUM_OVERLAID = 16
 NUM_CHANGED = 8  # of the 16 captions with one slot changed
 Random = np.random.Generator
 Tokenize = Callable[[list[str]], Tensor]
-CHOICES = (SIZES, COLOURS, SHAPES, MOTIONS, BACKGROUNDS)
-VALUES: dict[str, tuple[str, ...]] = {
-    slot: tuple(values) for slot, values in zip(SLOTS, CHOICES, strict=True)
-}
+# Typed, as what mypy finds that five different types have in common depends on its hash seed.
+CHOICES: tuple[Iterable[str], ...] = (SIZES, COLOURS, SHAPES, MOTIONS, BACKGROUNDS)
+VALUES = {slot: tuple(values) for slot, values in zip(SLOTS, CHOICES, strict=True)}
 
 
 def model_settings(vocab_size: int) -> dict[str, object]:

@@ -14,14 +14,9 @@ so that 0.1 of a share and 10 % of a ratio count the same; 0 is the teacher itse
 import math
 from collections.abc import Mapping
 
-from trainers.scoring.figures import (
-    FIGURES,
-    Figures,
-)
+from trainers.scoring.figures import FIGURES, Figures
 
 FLOOR = 1e-3  # keeps the ratio of two figures near zero finite
-
-
 NAMES = (*FIGURES, "diversity")
 SHARES = ("clipped_share", "static_share")
 
