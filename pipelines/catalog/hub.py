@@ -28,11 +28,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import (
-    build_hf_headers,
-    disable_progress_bars,
-    filter_repo_objects,
-)
+from huggingface_hub.utils import build_hf_headers, disable_progress_bars, filter_repo_objects
 from huggingface_hub.utils import logging as hub_logging
 
 from pipelines.catalog.downloads import DownloadState, StateName, only_one, write_state

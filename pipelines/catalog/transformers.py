@@ -28,11 +28,7 @@ from pipelines.catalog.students import (
     student_entry,
 )
 from pipelines.files.disk import read_json
-from pipelines.files.layouts import (
-    image_encoder_path,
-    is_diffusers_part,
-    is_model_folder,
-)
+from pipelines.files.layouts import image_encoder_path, is_diffusers_part, is_model_folder
 from pipelines.files.wan_layout import (
     PICKLED_TRANSFORMERS,
     PICKLES,

@@ -24,9 +24,7 @@ from pipelines.files.weight_names import (
     vae_table,
 )
 from pipelines.formats.weights import Weight, Weights, open_weights
-from pipelines.sampling.guidance_embedder import (
-    DTYPE_KEY,
-)
+from pipelines.sampling.guidance_embedder import DTYPE_KEY
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.utils import logging as diffusers_logging
 from safetensors import safe_open
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    CLIPImageProcessor,
-    CLIPVisionModel,
-    UMT5EncoderModel,
-)
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPVisionModel, UMT5EncoderModel
 from transformers import logging as transformers_logging
 
 from pipelines.files.diffusers_layout import weight_files

@@ -15,14 +15,7 @@ from diffusers.hooks import apply_layerwise_casting
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from torch import Tensor, nn
 
-from pipelines.memory import (
-    EXPLAINED,
-    PLAIN,
-    QUANTIZED,
-    Memory,
-    MemorySettings,
-    parse_memory,
-)
+from pipelines.memory import EXPLAINED, PLAIN, QUANTIZED, Memory, MemorySettings, parse_memory
 from pipelines.models.fit_memory import Sizes, plan_memory
 from pipelines.models.loading import Components
 from pipelines.recipe import Recipe

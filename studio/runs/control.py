@@ -27,14 +27,7 @@ from studio.runs.files import (
 )
 from studio.runs.launch import Launch
 from studio.runs.processes import KILL_SEC, find, is_elsewhere, kill, kill_marked
-from studio.runs.status import (
-    ALIVE,
-    Status,
-    has_wrapper,
-    newest_start,
-    read_status,
-    trainer,
-)
+from studio.runs.status import ALIVE, Status, has_wrapper, newest_start, read_status, trainer
 
 START_SEC = 60.0  # for a wrapper to say who it is
 OVERDUE_SEC = 30.0  # for a wrapper to end a run once both graces are over

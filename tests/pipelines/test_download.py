@@ -14,13 +14,7 @@ import huggingface_hub.constants
 import huggingface_hub.file_download
 import pytest
 
-from pipelines.catalog.downloads import (
-    FOLDER,
-    DownloadState,
-    is_running,
-    only_one,
-    read_state,
-)
+from pipelines.catalog.downloads import FOLDER, DownloadState, is_running, only_one, read_state
 from pipelines.catalog.hub import download
 from tests.conftest import wait_for
 from tests.pipelines.hub import Hub, repository, serve

@@ -12,25 +12,12 @@ import pytest
 from pipelines.video import read_recipe
 from studio.clips.store import Store
 from studio.clips.workers import Workers, WorkerSettings, clip_path, store_path
-from studio.runs.files import (
-    CONFIG,
-    EXIT,
-    read_json,
-)
+from studio.runs.files import CONFIG, EXIT, read_json
 from studio.runs.launch import build_launch
 from studio.runs.supervisor import Supervisor
 from tests.conftest import HANG_SEC, wait_for
 from tests.studio.conftest import tiny_recipe
-from tests.studio.runs import (
-    BROKEN,
-    QUICK,
-    SLEEP,
-    TRAINS,
-    make_run,
-    queue,
-    states,
-    until,
-)
+from tests.studio.runs import BROKEN, QUICK, SLEEP, TRAINS, make_run, queue, states, until
 from trainers.registry import build_config, load_config
 
 

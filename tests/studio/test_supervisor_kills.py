@@ -27,17 +27,7 @@ from studio.runs.files import (
 from studio.runs.processes import find
 from studio.runs.supervisor import Supervisor
 from tests.conftest import HANG_SEC, wait_for
-from tests.studio.runs import (
-    QUICK,
-    SLEEP,
-    TRAINS,
-    WATCH,
-    make_run,
-    processes,
-    queue,
-    states,
-    until,
-)
+from tests.studio.runs import QUICK, SLEEP, TRAINS, WATCH, make_run, processes, queue, states, until
 from tests.trainers.test_engine import trainer
 from trainers.registry import build_config, load_config
 from trainers.run.checkpoint import checkpoint_folders

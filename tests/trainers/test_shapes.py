@@ -9,14 +9,7 @@ import pytest
 
 from pipelines.video import read_video, write_video
 from trainers.worlds.checker import Observation, observe
-from trainers.worlds.shapes import (
-    HELD_OUT,
-    SLOTS,
-    Caption,
-    all_captions,
-    render,
-    training_captions,
-)
+from trainers.worlds.shapes import HELD_OUT, SLOTS, Caption, all_captions, render, training_captions
 
 RED = Caption.parse("a small red circle moving left on a black background")
 
