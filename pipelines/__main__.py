@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
-from pipelines.catalog.entries import image_problem
-from pipelines.catalog.registry import ModelEntry, Registry
+from pipelines.catalog.entries import ModelEntry, image_problem
+from pipelines.catalog.registry import Registry
 from pipelines.commands.download import add_download_command
 from pipelines.commands.import_lightx2v import add_lightx2v_command
 from pipelines.commands.lora import add_lora_commands, parse_adapter
@@ -143,7 +143,8 @@ def _generate(options: argparse.Namespace) -> None:
     if options.preview_decoder is not None:
         check_preview_decoder(options.preview_decoder)
     # Importing these takes seconds; bad input is answered before.
-    from pipelines.generate import Clip, ModelCache, generate
+    from pipelines.generate import Clip, generate
+    from pipelines.model_cache import ModelCache
     from pipelines.models.loading import best_dtype, pick_device
     from pipelines.models.preview import load_preview_decoder
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.catalog.entries import image_problem
-from pipelines.catalog.registry import ModelEntry, resolved
+from pipelines.catalog.entries import ModelEntry, image_problem
+from pipelines.catalog.registry import resolved
 from pipelines.files.disk import atomic_path
 from pipelines.model_cache import Inputs, ModelCache, seeded_noise
 from pipelines.models.codecs import PromptEncoder, VideoCodec
@@ -25,8 +25,6 @@ from pipelines.sampling.guidance import guide, require_guidance_fits
 from pipelines.sampling.prompt import Prompt
 from pipelines.sampling.samplers import sample
 from pipelines.video import write_poster, write_video
-
-__all__ = ["Clip", "Inputs", "ModelCache", "Progress", "denoise", "generate", "sample_video"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from pipelines.catalog.registry import ModelEntry, Registry
+from pipelines.catalog.entries import ModelEntry
+from pipelines.catalog.registry import Registry
 from pipelines.files.disk import joint_fingerprint
 from pipelines.files.layouts import weight_bytes
 from pipelines.lora.apply import apply_adapters

@@ -15,8 +15,10 @@ from gradio_client import Client
 from playwright.sync_api import sync_playwright
 
 from pipelines.catalog.registry import Registry
-from pipelines.generate import Clip, ModelCache, generate
-from pipelines.lora.apply import apply_adapters, save_lora
+from pipelines.generate import Clip, generate
+from pipelines.lora.apply import apply_adapters
+from pipelines.lora.file import save_lora
+from pipelines.model_cache import ModelCache
 from pipelines.recipe import Adapter, Recipe
 from tests.bench_training import bench_dmd2
 from tests.studio.conftest import BROWSERS, PROMPT, App, wait_for

@@ -34,8 +34,8 @@ ROOMS = {
     "p.model_cache": "p.catalog p.files p.lora p.memory p.models p.recipe p.sampling",
     "p.generate": "p.catalog p.files p.model_cache p.models p.recipe p.sampling p.video",
     "p.commands": "p.catalog p.files p.generate p.lora p.models p.recipe p.sampling p.strict",
-    "p.__main__": "p.catalog p.commands p.files p.formats p.generate p.geometry p.models p.recipe "
-    "p.strict p.video",
+    "p.__main__": "p.catalog p.commands p.files p.formats p.generate p.geometry p.model_cache "
+    "p.models p.recipe p.strict p.video",
     "t.mirror": "",
     "t.worlds": "p.video",
     "t.settings": "p.catalog p.geometry p.recipe p.strict",
@@ -60,8 +60,8 @@ ROOMS = {
     "t.registry t.settings",
     "t.engine": "p.catalog t.algorithm t.data t.networks t.ranks t.registry t.run t.scoring "
     "t.settings t.validation",
-    "t.evaluation": "p.catalog p.files p.generate p.geometry p.lora p.models p.recipe p.sampling "
-    "t.scoring t.worlds",
+    "t.evaluation": "p.catalog p.files p.generate p.geometry p.lora p.model_cache p.models "
+    "p.recipe p.sampling t.scoring t.worlds",
     "t.tiny": "p.files p.geometry p.models t.data t.evaluation t.networks t.scoring t.settings "
     "t.worlds",
     "t.__main__": "p.catalog t.engine t.estimate t.prepare t.ranks t.registry t.settings",
@@ -69,7 +69,8 @@ ROOMS = {
     "s.page": "p.strict",
     "s.runs": "p.catalog p.strict t.settings",
     "s.train": "p.catalog p.files p.strict t.registry t.settings s.page s.runs",
-    "s.clips": "p.catalog p.files p.generate p.geometry p.models p.recipe p.strict s.runs",
+    "s.clips": "p.catalog p.files p.generate p.geometry p.model_cache p.models p.recipe p.strict "
+    "s.runs",
     "s.compare": "p.catalog p.files p.geometry p.memory p.recipe p.strict s.clips s.page",
     "s.studio": "p.catalog p.recipe p.video s.clips s.compare s.page s.train",
     "s.api": "s.compare s.page s.studio",
@@ -84,7 +85,7 @@ ROOMS = {
 # whose workers are processes of their own, what makes a clip.
 LIGHT = "p.geometry p.strict p.recipe p.memory p.files p.video p.catalog t.settings t.sources"
 LIGHT += " t.worlds t.mirror t.registry"
-IN_WORKERS = {"p.generate", "p.models"}
+IN_WORKERS = {"p.generate", "p.model_cache", "p.models"}
 BANNED_NAMES = {"x_0", "x_1", "cfg", "t"}
 BANNED_FILES = {"utils", "helpers", "misc", "common"}
 MAX_FILES = 12  # of a room; algorithms, rewards and tabs are lists, as long as they like

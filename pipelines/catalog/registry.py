@@ -15,7 +15,6 @@ from typing import Any, Unpack
 from pydantic import ValidationError
 
 from pipelines.catalog.entries import (
-    CheckpointSpec,
     ModelEntry,
     ModelPreset,
     folder_entry,
@@ -23,23 +22,14 @@ from pipelines.catalog.entries import (
 )
 from pipelines.catalog.overrides import Overrides, negative_prompt_for, override, own_sampler
 from pipelines.catalog.steps import step_of
-from pipelines.catalog.students import StudentSpec, is_student_folder
+from pipelines.catalog.students import is_student_folder
 from pipelines.catalog.transformers import entry_at, models_in, preset_on_base
-from pipelines.files.disk import fingerprint, joint_fingerprint, read_lines
+from pipelines.files.disk import joint_fingerprint, read_lines
 from pipelines.files.layouts import is_model_folder, what_is_missing
 from pipelines.files.lora_outline import is_lora_file
 from pipelines.memory import memory_words, parse_memory
 from pipelines.recipe import Adapter, FirstFrame, Recipe
 from pipelines.strict import explain
-
-__all__ = [
-    "CheckpointSpec",
-    "ModelEntry",
-    "ModelPreset",
-    "Registry",
-    "StudentSpec",
-    "fingerprint",
-]
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = ROOT / "presets"

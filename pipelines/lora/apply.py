@@ -23,9 +23,7 @@ from pipelines.lora.file import (
     Lora,
     read_lora,
     require_one_guide,
-    save_lora,
     scaled_deltas,
-    stack_loras,
 )
 from pipelines.recipe import Adapter
 from pipelines.sampling.guidance_embedder import (
@@ -33,8 +31,6 @@ from pipelines.sampling.guidance_embedder import (
     delete_guidance_embedder,
     load_guidance_embedder,
 )
-
-__all__ = ["Lora", "apply_adapters", "read_lora", "save_lora", "stack_loras"]
 
 MAX_RESIDENT = 8  # LoRAs kept attached, active or not; rank 64 on Wan2.1 14B is 0.6 GB
 

@@ -28,7 +28,8 @@ from studio.clips.store import ClipInfo, Job, Store
 from studio.runs.processes import find_older
 
 if TYPE_CHECKING:  # these import torch, which the web process must never do
-    from pipelines.generate import Clip, ModelCache
+    from pipelines.generate import Clip
+    from pipelines.model_cache import ModelCache
     from pipelines.models.preview import PreviewDecoder
 
 POLL_SEC = 0.1  # how soon a free device takes the next job
@@ -184,7 +185,7 @@ def _resident_models(place: WorkerSettings, device: str) -> "ModelCache":
     """The models of this process; they stay in memory from job to job."""
     import torch
 
-    from pipelines.generate import ModelCache
+    from pipelines.model_cache import ModelCache
 
     if device == "cpu":  # one core stays free: with all taken, each step waits for the slowest
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))

@@ -7,7 +7,8 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from pipelines.catalog.registry import ModelEntry, Registry
+from pipelines.catalog.entries import ModelEntry
+from pipelines.catalog.registry import Registry
 from pipelines.recipe import Recipe, SamplerSpec
 from studio.compare.first_frame import draw_first_frame
 from studio.compare.form import NO_LORA, Form, Panel

@@ -6,7 +6,8 @@ from typing import Any
 from studio.page.markup import render
 from studio.page.words import moment, value_at
 from studio.run_page import view
-from studio.runs.listing import ALIVE, PREPARE, Run, read_launch, read_tree
+from studio.runs.listing import PREPARE, Run, read_launch, read_tree
+from studio.runs.status import ALIVE
 
 NOTEWORTHY = ("alarm", "stopped_early", "resumed", "skipped")
 MAX_EVENTS = 20

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from pipelines.catalog.downloads import Download, DownloadState, published
-from pipelines.catalog.registry import ModelEntry
+from pipelines.catalog.entries import ModelEntry
 from pipelines.files.disk import disk_bytes
 from pipelines.memory import installed_attention
 from pipelines.recipe import SOLVERS

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from pipelines.catalog.registry import PRESETS, ModelEntry, Registry
+from pipelines.catalog.entries import ModelEntry
+from pipelines.catalog.registry import PRESETS, Registry
 from pipelines.files.disk import read_lines
 from studio.page.words import value_at
 from studio.runs.devices import default_devices

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from pipelines.catalog.registry import Registry
-from pipelines.generate import ModelCache
+from pipelines.model_cache import ModelCache
 
 TEXT_LENGTH = 12
 WORDS = [

@@ -7,7 +7,8 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 
-from pipelines.lora.apply import apply_adapters, read_lora
+from pipelines.lora.apply import apply_adapters
+from pipelines.lora.file import read_lora
 from pipelines.recipe import Adapter
 from tests.pipelines.conftest import lora_tensors, velocity
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines.catalog.entries import adapter_sampler
-from pipelines.lora.apply import MAX_RESIDENT, apply_adapters, save_lora
+from pipelines.lora.apply import MAX_RESIDENT, apply_adapters
+from pipelines.lora.file import save_lora
 from pipelines.recipe import Adapter, SamplerSpec
 from tests.pipelines.conftest import ATTENTION, lora_tensors, velocity
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from pipelines.__main__ import main
 from pipelines.catalog.registry import Registry
 from pipelines.formats import weights
-from pipelines.generate import Clip, ModelCache, generate
+from pipelines.generate import Clip, generate
+from pipelines.model_cache import ModelCache
 from pipelines.models.loading import load_components, load_transformer
 from pipelines.sampling.guidance_embedder import time_embedding
 from pipelines.video import read_video

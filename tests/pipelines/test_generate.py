@@ -9,7 +9,8 @@ import torch
 from diffusers import WanPipeline
 
 from pipelines.catalog.registry import Registry
-from pipelines.generate import Clip, ModelCache, Progress, generate, sample_video
+from pipelines.generate import Clip, Progress, generate, sample_video
+from pipelines.model_cache import ModelCache
 from pipelines.recipe import Adapter, Recipe, SamplerSpec
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.video import read_comment, read_recipe, read_video

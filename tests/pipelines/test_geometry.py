@@ -10,8 +10,9 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from pipelines.catalog.entries import CheckpointSpec
 from pipelines.catalog.registry import Registry, resolved
 from pipelines.catalog.steps import step_name, step_of
-from pipelines.generate import Clip, ModelCache, generate
+from pipelines.generate import Clip, generate
 from pipelines.geometry import WAN21, Geometry, read_size
+from pipelines.model_cache import ModelCache
 from pipelines.models.placement import sizes
 from pipelines.video import read_video
 from tests.pipelines.conftest import build_pipeline

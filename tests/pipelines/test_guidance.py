@@ -8,7 +8,8 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines.lora.apply import MAX_RESIDENT, apply_adapters, read_lora, save_lora, stack_loras
+from pipelines.lora.apply import MAX_RESIDENT, apply_adapters
+from pipelines.lora.file import read_lora, save_lora, stack_loras
 from pipelines.models.loading import load_transformer
 from pipelines.recipe import Adapter, SamplerSpec
 from pipelines.sampling.denoiser import Denoiser

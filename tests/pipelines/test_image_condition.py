@@ -14,7 +14,8 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from pipelines.__main__ import main
 from pipelines.catalog.registry import Registry
-from pipelines.generate import Clip, ModelCache, generate, sample_video
+from pipelines.generate import Clip, generate, sample_video
+from pipelines.model_cache import ModelCache
 from pipelines.models.first_frame import ImageConditioner
 from pipelines.recipe import FirstFrame, Recipe
 from pipelines.sampling.denoiser import Denoiser

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.catalog.registry import Registry
-from pipelines.generate import ModelCache
+from pipelines.model_cache import ModelCache
 from pipelines.models.loading import Components, load_components
 from tests.pipelines.conftest import TEXT_LENGTH
 

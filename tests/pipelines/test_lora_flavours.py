@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pipelines.files.lora_alpha import own_alpha
 from pipelines.files.lora_outline import lora_shapes, outline, summary
-from pipelines.lora.apply import apply_adapters, stack_loras
-from pipelines.lora.file import read_lora
+from pipelines.lora.apply import apply_adapters
+from pipelines.lora.file import read_lora, stack_loras
 from pipelines.lora.merge import merge_loras
 from pipelines.recipe import Adapter
 from tests.pipelines.conftest import velocity

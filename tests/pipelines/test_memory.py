@@ -10,8 +10,9 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from pipelines.catalog.registry import Registry, resolved
-from pipelines.generate import Clip, ModelCache, denoise, generate
+from pipelines.generate import Clip, denoise, generate
 from pipelines.memory import MemorySettings, installed_attention, memory_words, parse_memory
+from pipelines.model_cache import ModelCache
 from pipelines.models.placement import require_device
 from pipelines.recipe import Adapter, Recipe
 from pipelines.sampling.denoiser import Denoiser

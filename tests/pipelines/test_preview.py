@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from pipelines.__main__ import main
 from pipelines.catalog.registry import Registry
 from pipelines.files.preview_decoder import check_preview_decoder
 from pipelines.files.tensors import Header, pickle_shapes
-from pipelines.generate import Clip, ModelCache, generate
-from pipelines.models.preview import AutoencoderKLWan, load_preview_decoder
+from pipelines.generate import Clip, generate
+from pipelines.model_cache import ModelCache
+from pipelines.models.preview import load_preview_decoder
 from pipelines.video import read_video
 from tests.pipelines.conftest import Payload, write_preview_decoder
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from pipelines.__main__ import main
 from pipelines.catalog.registry import Registry
 from pipelines.files.weight_names import TRANSFORMER
-from pipelines.generate import Clip, ModelCache, generate
+from pipelines.generate import Clip, generate
+from pipelines.model_cache import ModelCache
 from pipelines.models.loading import load_transformer
 from pipelines.recipe import SamplerSpec
 from pipelines.video import read_video

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from pipelines.__main__ import main
 from pipelines.catalog.registry import Registry, resolved
 from pipelines.catalog.students import LORA_FILE
-from pipelines.generate import Clip, ModelCache, generate
+from pipelines.generate import Clip, generate
+from pipelines.model_cache import ModelCache
 from pipelines.recipe import Adapter, Recipe, SamplerSpec
 from pipelines.video import read_recipe, read_video
 from tests.pipelines.conftest import guidance_tensors, lora_tensors

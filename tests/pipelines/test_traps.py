@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.catalog.registry import Registry
 from pipelines.files.weight_names import TRANSFORMER
-from pipelines.generate import Clip, ModelCache, generate
+from pipelines.generate import Clip, generate
 from pipelines.lora.apply import apply_adapters
+from pipelines.model_cache import ModelCache
 from pipelines.models.loading import load_components
 from pipelines.recipe import Adapter
 from pipelines.sampling.flow import sigma_schedule

@@ -20,13 +20,13 @@ from studio.compare.hints import (
     FIRST_HINT,
     FIT_HINT,
     MOVED_HINT,
-    NO_HINT,
     PLAIN_HINT,
     lora_hint,
     memory_hint,
 )
 from studio.compare.panels import model_choices
 from studio.compare.variants import (
+    NO_HINT,
     Variant,
     alpha_sweep,
     cli_command,

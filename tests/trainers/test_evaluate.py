@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pipelines.catalog.overrides import Overrides
 from pipelines.catalog.registry import Registry
-from pipelines.generate import ModelCache, denoise
+from pipelines.generate import denoise
+from pipelines.model_cache import ModelCache
 from pipelines.sampling.denoiser import Denoiser
 from trainers.evaluation.__main__ import main
 from trainers.evaluation.adherence import adherence

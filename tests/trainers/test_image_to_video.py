@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pipelines.catalog.registry import Registry
-from pipelines.generate import ModelCache
+from pipelines.model_cache import ModelCache
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.video import read_recipe, read_video, write_video
 from tests.pipelines.test_image_condition import save_image_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines.catalog.registry import Registry
-from pipelines.generate import ModelCache
+from pipelines.model_cache import ModelCache
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.prompt import Prompt
 from tests.trainers.runs import trainer

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.catalog.registry import Registry
-from pipelines.lora.apply import Lora as LoraWeights
+from pipelines.lora.file import Lora
 from pipelines.sampling.prompt import Prompt
 from tests.trainers.runs import trainer
 from trainers.algorithms import dmd2
@@ -40,7 +40,7 @@ def build(
     return build_roles(dmd2.Config.model_validate(settings), models)
 
 
-def lora(seed: int = 0) -> LoraWeights:
+def lora(seed: int = 0) -> Lora:
     """A LoRA of rank 2 and alpha 4 for the self-attention's queries."""
     generator = torch.Generator().manual_seed(seed)
     layers = [f"blocks.{block}.attn1.to_q" for block in range(2)]
@@ -48,7 +48,7 @@ def lora(seed: int = 0) -> LoraWeights:
         {layer: torch.randn(shape, generator=generator) / 4 for layer in layers}
         for shape in ((2, 32), (32, 2))
     )
-    return LoraWeights(down, up, dict.fromkeys(layers, 4.0), {})
+    return Lora(down, up, dict.fromkeys(layers, 4.0), {})
 
 
 def inputs() -> tuple[Tensor, Tensor, Prompt]:

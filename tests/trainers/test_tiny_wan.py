@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelines.catalog.registry import Registry
-from pipelines.generate import ModelCache
+from pipelines.model_cache import ModelCache
 from pipelines.models.loading import Components, load_components
 from trainers.evaluation.measure import Verdict, evaluate_autoencoder, judge, summarise
 from trainers.tiny.wan import TEXT_LENGTH, build_tokenizer

@@ -9,7 +9,8 @@ from PIL import Image
 
 from pipelines.catalog.overrides import Overrides
 from pipelines.catalog.registry import Registry
-from pipelines.generate import ModelCache, sample_video
+from pipelines.generate import sample_video
+from pipelines.model_cache import ModelCache
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.first_frame import ImageCondition
 from pipelines.sampling.prompt import Prompt

@@ -21,7 +21,8 @@ import torch
 from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
 from torch import Tensor, nn
 
-from pipelines.catalog.registry import ModelEntry, ModelPreset, Registry
+from pipelines.catalog.entries import ModelEntry, ModelPreset
+from pipelines.catalog.registry import Registry
 from pipelines.files.disk import read_json
 from pipelines.formats.parts import transformer_settings
 from trainers.estimate.costs import (

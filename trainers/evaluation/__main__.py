@@ -25,9 +25,9 @@ import torch
 from pipelines.catalog.overrides import Overrides
 from pipelines.catalog.registry import Registry
 from pipelines.catalog.students import SPEC_FILE, StudentSpec
-from pipelines.generate import ModelCache
 from pipelines.geometry import read_size
-from pipelines.lora.apply import read_lora
+from pipelines.lora.file import read_lora
+from pipelines.model_cache import ModelCache
 from pipelines.models.loading import load_components
 from pipelines.recipe import Adapter, Recipe
 from trainers.evaluation import tables

@@ -13,7 +13,7 @@ very quantity that guidance raises. It reads latents, so decoding plays no part 
 import torch
 from torch import Tensor
 
-from pipelines.generate import ModelCache
+from pipelines.model_cache import ModelCache
 from pipelines.recipe import Recipe
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.flow import add_noise

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.files.disk import atomic_path
-from pipelines.generate import Inputs, ModelCache, denoise
+from pipelines.generate import denoise
+from pipelines.model_cache import Inputs, ModelCache
 from pipelines.models.loading import Components
 from pipelines.recipe import Recipe
 from pipelines.sampling.denoiser import Denoiser

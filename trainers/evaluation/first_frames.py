@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.files.disk import atomic_path, fingerprint, read_lines
-from pipelines.generate import ModelCache
+from pipelines.model_cache import ModelCache
 from pipelines.recipe import FirstFrame, Recipe
 from trainers.evaluation.clips import Clips, decode, sample_clips
 from trainers.evaluation.measure import observations, rendered_clips, summarise, verdicts

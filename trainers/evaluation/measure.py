@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.generate import ModelCache
+from pipelines.model_cache import ModelCache
 from pipelines.models.loading import Components
 from pipelines.recipe import Recipe
 from trainers.evaluation.clips import Clips, sample_clips

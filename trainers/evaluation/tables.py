@@ -11,7 +11,7 @@ import torch
 from pipelines.catalog.overrides import Overrides
 from pipelines.catalog.registry import Registry
 from pipelines.files.disk import atomic_path
-from pipelines.generate import ModelCache
+from pipelines.model_cache import ModelCache
 from pipelines.recipe import Adapter, Recipe
 from trainers.evaluation.adherence import adherence
 from trainers.evaluation.clips import Clips, cached_clips, sample_clips

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
 
-from pipelines.lora.apply import Lora as LoraWeights
+from pipelines.lora.file import Lora
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.guidance_embedder import add_guidance_embedder, time_embedding
 from trainers.networks.models import LoadedModel
@@ -148,13 +148,13 @@ def _start(settings: Trainable, models: Mapping[str, LoadedModel]) -> LoadedMode
     return models[settings.start_from or ""]
 
 
-def _room_for(lora: LoraWeights) -> LoraSettings:
+def _room_for(lora: Lora) -> LoraSettings:
     """Settings of an adapter that holds a LoRA exactly."""
     rank = max(down.shape[0] for down in lora.down.values())
     return LoraSettings(rank=rank, alpha=rank, targets=tuple(lora.down))
 
 
-def _like(role: BuiltRole) -> tuple[LoraSettings, LoraWeights]:
+def _like(role: BuiltRole) -> tuple[LoraSettings, Lora]:
     """The settings and weights of an adapter, for a moving average that starts as its copy."""
     assert role.lora is not None
     return role.lora, adapter_weights(role)

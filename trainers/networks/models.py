@@ -10,9 +10,10 @@ import torch
 from diffusers import AutoencoderKLWan, ModelMixin, WanTransformer3DModel
 from torch import nn
 
-from pipelines.catalog.registry import ModelEntry, Registry
+from pipelines.catalog.entries import ModelEntry
+from pipelines.catalog.registry import Registry
 from pipelines.files.layouts import image_encoder_path
-from pipelines.lora.apply import Lora, stack_loras
+from pipelines.lora.file import Lora, stack_loras
 from pipelines.models.codecs import PromptEncoder, VideoCodec
 from pipelines.models.first_frame import ImageConditioner
 from pipelines.models.loading import (

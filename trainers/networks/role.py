@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor, nn
 
-from pipelines.lora.apply import Lora as LoraWeights
+from pipelines.lora.file import Lora
 from pipelines.sampling.denoiser import Denoiser
 from trainers.ranks.ranks import whole
 from trainers.settings.roles import Ema, Frozen, LoraSettings, Role, Trainable
@@ -87,7 +87,7 @@ class BuiltRole:
         return self.network.blocks if isinstance(self.network, WanTransformer3DModel) else ()
 
 
-def adapter_weights(role: BuiltRole) -> LoraWeights:
+def adapter_weights(role: BuiltRole) -> Lora:
     """A role's adapter in the form of a LoRA file."""
     assert role.lora is not None
     parts: dict[str, dict[str, Tensor]] = {"lora_A": {}, "lora_B": {}}
@@ -99,7 +99,7 @@ def adapter_weights(role: BuiltRole) -> LoraWeights:
         else:
             guidance[name.replace(f".{role.adapter}.", ".")] = parameter.detach().clone()
     alphas = dict.fromkeys(parts["lora_A"], role.lora.alpha)
-    return LoraWeights(parts["lora_A"], parts["lora_B"], alphas, guidance)
+    return Lora(parts["lora_A"], parts["lora_B"], alphas, guidance)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from pipelines.lora.apply import Lora as LoraWeights
+from pipelines.lora.file import Lora
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.sampling.guidance_embedder import (
     OWN,
@@ -95,7 +95,7 @@ class RoleDenoiser(Denoiser):
 
 
 def add_adapter(
-    transformer: WanTransformer3DModel, name: str, lora: LoraSettings, start: LoraWeights | None
+    transformer: WanTransformer3DModel, name: str, lora: LoraSettings, start: Lora | None
 ) -> None:
     """Injects an adapter that starts equal to `start`, the rest of its rank fresh.
 
@@ -142,7 +142,7 @@ def _require_targets(transformer: WanTransformer3DModel, lora: LoraSettings) -> 
 
 
 @torch.no_grad()
-def _copy_into(module: LoraLayer, name: str, start: LoraWeights, layer: str) -> None:
+def _copy_into(module: LoraLayer, name: str, start: Lora, layer: str) -> None:
     down, up = start.down[layer], start.up[layer]
     rank = down.shape[0]
     scale = start.alphas.get(layer, rank) / rank / module.scaling[name]
@@ -158,7 +158,7 @@ def add_embedder(transformer: WanTransformer3DModel, name: str) -> None:
 
 
 @torch.no_grad()
-def merge(transformer: WanTransformer3DModel, lora: LoraWeights) -> None:
+def merge(transformer: WanTransformer3DModel, lora: Lora) -> None:
     """Adds a LoRA to the weights for good: W + alpha / rank * B A."""
     for layer in lora.down:
         weight = transformer.get_submodule(layer).weight

@@ -14,7 +14,7 @@ from huggingface_hub import save_torch_state_dict
 
 from pipelines.catalog.entries import CheckpointSpec
 from pipelines.catalog.students import StudentSpec
-from pipelines.lora.apply import save_lora
+from pipelines.lora.file import save_lora
 from pipelines.sampling.guidance_embedder import portable_name
 from trainers.run.checkpoint import full_weights
 from trainers.run.run import Run

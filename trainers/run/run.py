@@ -6,7 +6,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from pipelines.catalog.registry import ModelEntry, Registry
+from pipelines.catalog.entries import ModelEntry
+from pipelines.catalog.registry import Registry
 from trainers.algorithm import Algorithm
 from trainers.networks.role import BuiltRole
 from trainers.ranks.ranks import Ranks
