@@ -1,4 +1,4 @@
-"""Where batches come from. Which samples a batch holds is a function of (seed, step, stream) alone.
+"""The sources of batches. Which samples a batch holds is a function of (seed, step, stream) alone.
 
 A stream is one micro-batch of one rank: `micro * num_ranks + rank`. Two ranks with one micro-batch
 each therefore see exactly what one rank sees with two.

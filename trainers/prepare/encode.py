@@ -1,4 +1,4 @@
-"""From an item of a source to samples: what the VAE and the text encoder make of it."""
+"""The encoder of data: from an item of a source to samples, by the VAE and the text encoder."""
 
 import os
 from collections.abc import Iterator

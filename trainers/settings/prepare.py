@@ -1,4 +1,4 @@
-"""What `python -m trainers prepare` is asked for."""
+"""The settings of `python -m trainers prepare`."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a user has to prepare, read from the list or folder that it is in. Opens no video.
+"""Folders and lists of what a user has to prepare, videos or prompts, as items. Opens no video.
 
 a folder             FastVideo's .parquet files, if it holds any; else its videos, each with
                      its caption in a .txt beside it, or as the folder's own
