@@ -139,14 +139,16 @@ def test_prompts_and_their_estimate_take_the_geometry_of_the_model(
     spec |= {"geometry": {"spatial_stride": 16, "num_channels": 48}}
     (folder / "sampler.json").write_text(json.dumps(spec))
     config = build_config(prompt_tree(width=64) | {"model": str(folder)})
-    assert build_data(config, Codecs(config, CPU)).batch(0, 0, 1).latent_shape == (48, 2, 2, 4)
-    assert _largest_batch(config) == ((2, 2, 4), 2)
+    entry = Registry().entry(str(folder))
+    codecs = Codecs(entry, CPU)
+    assert build_data(config, codecs).batch(0, 0, 1).latent_shape == (48, 2, 2, 4)
+    assert _largest_batch(config, entry.preset) == ((2, 2, 4), 2)
     config = build_config(prompt_tree(width=80) | {"model": str(folder)})
     with pytest.raises(ValueError, match=r"^data: width is 80 but must be a multiple of 32"):
-        build_data(config, Codecs(config, CPU))
+        build_data(config, codecs)
     settings = PrepareSettings(model=str(folder), size=("64x48",))
     with pytest.raises(ValueError, match=r"^size: height is 48 but must be a multiple of 32"):
-        settings.complete("videos", Registry().entry(str(folder)).preset)
+        settings.complete("videos", entry.preset)
 
 
 @pytest.mark.parametrize(
