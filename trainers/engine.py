@@ -36,12 +36,14 @@ class Trainer:
 
     def __init__(self, config: TrainConfig[Any], registry: Registry, run_dir: Path, ranks: Ranks):
         self.config, self.ranks = config, ranks
+        # Networks: one for each role, sharded over the ranks.
         entry, models = registry.entry(config.model), load_models(config, registry)
         torch.manual_seed(config.seed)  # new adapters start from random weights
         self.roles = build_roles(config.algorithm, models)
         tune_compute(self.roles, config, ranks)
         for role in {id(role.body): role for role in self.roles.values()}.values():
             shard(role.body, role.blocks, ranks, config.parallel.cpu_offload)
+        # The method over them, with its reward, and an optimizer for each role that is trained.
         calls = {name: role.call for name, role in self.roles.items()}
         codecs = Codecs(entry, ranks.device)
         rewards = rewards_of(config, codecs, ranks)
@@ -52,6 +54,7 @@ class Trainer:
             for name, role in self.roles.items()
             if isinstance(role.settings, Trainable)
         }
+        # What it is trained on, what it writes, and what measures it meanwhile.
         self.data = build_data(config, codecs)
         built = self.algorithm, self.roles, self.optimizers
         run = Run(config, registry, entry, *built, ranks)
@@ -134,6 +137,7 @@ class Trainer:
         settings = role.settings
         assert isinstance(settings, Trainable)
         num_micro = self.config.accumulation_steps
+        # Gradients: the mean over micro-batches, synchronised between ranks with the last one.
         losses: list[Loss] = []
         prompts: list[str] = []  # of the micro-batches whose loss is not finite
         for micro in range(num_micro):
@@ -149,6 +153,7 @@ class Trainer:
             losses.append(loss)
             if not torch.isfinite(loss.value):
                 prompts += batch.prompts
+        # The step, unless a gradient is not finite; then what follows this role.
         norm = whole(nn.utils.clip_grad_norm_(role.trained.values(), settings.max_grad_norm))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step, self.config.num_steps)
