@@ -1,6 +1,5 @@
 """Handlers of events and clicks: how a refusal of theirs reaches the page."""
 
-import time
 from collections.abc import Callable, Container, Sequence
 from functools import wraps
 from html import escape
@@ -14,7 +13,8 @@ from studio.page.words import sentence
 PRIVATE: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 Updates = dict[Component, Any]
 Handler = Callable[..., Any]
-TWIN_SEC = 2.0  # in which the same choice is not a new one
+TWIN_MS = 1000  # in which the same choice is not a new one
+STAMP = "(last, _, ...values) => [last, Date.now(), ...values]"
 
 
 def refusing(respond: Callable[[str], Any]) -> Callable[[Handler], Handler]:
@@ -62,16 +62,16 @@ def on_choice(
     """Calls a handler when the user has chosen; a ValueError becomes a message in the page.
 
     A Dropdown says `input` twice for one choice with the mouse (Gradio 6.31), and the second answer
-    would undo what was typed since the first. So the same values soon again are passed over.
+    would undo what was typed since the first. So the same values soon again are passed over: soon
+    by the browser's clock, as a busy server may come to the second one late.
     """
     last = gr.State(((), 0.0))
+    now = gr.Number(visible=False)  # milliseconds, written by STAMP
 
     @explained
-    def answer(before: tuple[tuple[Any, ...], float], *values: Any) -> Any:
-        now = time.monotonic()
-        if values == before[0] and now - before[1] < TWIN_SEC:
+    def answer(before: tuple[tuple[Any, ...], float], now_ms: float, *values: Any) -> Any:
+        if values == before[0] and now_ms - before[1] < TWIN_MS:
             return gr.skip()
-        updates = handler(*values)
-        return updates | {last: (values, time.monotonic())}
+        return handler(*values) | {last: (values, now_ms)}
 
-    chosen.input(answer, [last, *inputs], [last, *outputs], **PRIVATE)
+    chosen.input(answer, [last, now, *inputs], [last, *outputs], js=STAMP, **PRIVATE)

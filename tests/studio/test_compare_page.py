@@ -197,7 +197,7 @@ def test_what_is_typed_right_after_a_choice_stays(compare: Page) -> None:
     twins: list[Route] = []
 
     def hold_twins(route: Route) -> None:
-        question = route.request.post_data or ""
+        question = re.sub(r"\b\d{13}\b", "", route.request.post_data or "")  # but for its time
         is_twin = question in asked and PROMPT not in question
         asked.append(question)
         if is_twin:
