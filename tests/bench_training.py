@@ -14,7 +14,7 @@ from pipelines.catalog.registry import Registry
 from trainers.engine import Trainer
 from trainers.networks.performance import autocast
 from trainers.ranks.ranks import Ranks
-from trainers.registry import load_config
+from trainers.registry import build_config, read_tree
 
 PRESET = Path("presets/train/tiny_dmd4.yaml")
 # Both optimizers in every step. Compiled blocks would only make the first steps slow.
@@ -32,7 +32,7 @@ def bench_dmd2(folder: Path) -> list[tuple[str, str]]:
     bare loop runs the same transformer with the same adapters on the same inputs, and nothing else.
     Each step is followed by its own bare loop, so that a busy machine slows both.
     """
-    config = load_config(PRESET, OVERRIDES)
+    config = build_config(read_tree(PRESET, OVERRIDES))
     run = Trainer(config, Registry(), folder / "run", ONE)
     whole_sec, bare_sec = [], []
     for step in range(NUM_STEPS + 1):

@@ -69,11 +69,6 @@ def _require_known(kind: str, name: str, known: Sequence[str]) -> None:
         raise ValueError(f"{kind}: there is no {kind} {name!r}; {hint}")
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig[Any]:
-    """Reads a preset, applies `key=value` overrides and validates. ValueError names the field."""
-    return build_config(read_tree(path, overrides))
-
-
 def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The settings in a file with `key=value` overrides applied, not validated."""
     if not path.is_file():

@@ -116,14 +116,7 @@ def _configured(
 
 def transformer_settings(path: Path) -> Config:
     """The diffusers configuration of a transformer, from a folder or file of any layout."""
-    return _settings(path) if is_diffusers_part(path) else open_transformer(path).config
-
-
-def vae_settings(path: Path) -> Config:
-    """The diffusers configuration of a VAE, from diffusers' folder or Wan's file."""
-    return _settings(path) if path.is_dir() else open_vae(path).config
-
-
-def _settings(folder: Path) -> Config:
-    config: Config = read_json(folder / "config.json")
+    if not is_diffusers_part(path):
+        return open_transformer(path).config
+    config: Config = read_json(path / "config.json")
     return config

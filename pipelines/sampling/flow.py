@@ -18,13 +18,8 @@ NUM_TRAIN_TIMESTEPS = 1000
 
 
 def shift_sigmas(sigma: Tensor, flow_shift: float) -> Tensor:
-    """Moves noise levels toward 1: k*s / (1 + (k-1)*s). Two shifts multiply. Any shape."""
+    """Moves noise levels toward 1: k*s / (1 + (k-1)*s). Two shifts multiply, so 1/k undoes k."""
     return flow_shift * sigma / (1 + (flow_shift - 1) * sigma)
-
-
-def unshift_sigmas(sigma: Tensor, flow_shift: float) -> Tensor:
-    """The inverse of `shift_sigmas`. Any shape."""
-    return sigma / (flow_shift - (flow_shift - 1) * sigma)
 
 
 def sigma_schedule(

@@ -6,7 +6,6 @@ from pipelines.sampling.flow import (
     denoised_from_velocity,
     shift_sigmas,
     sigma_schedule,
-    unshift_sigmas,
     velocity_from_denoised,
 )
 
@@ -14,8 +13,8 @@ LEVELS = torch.linspace(0.001, 1, 50, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("flow_shift", [0.5, 1.0, 3.0, 15.0])
-def test_unshift_undoes_the_shift(flow_shift: float) -> None:
-    there_and_back = unshift_sigmas(shift_sigmas(LEVELS, flow_shift), flow_shift)
+def test_the_shift_by_one_over_k_undoes_that_by_k(flow_shift: float) -> None:
+    there_and_back = shift_sigmas(shift_sigmas(LEVELS, flow_shift), 1 / flow_shift)
     torch.testing.assert_close(there_and_back, LEVELS, atol=1e-14, rtol=0)
 
 

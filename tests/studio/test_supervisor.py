@@ -18,7 +18,7 @@ from studio.runs.supervisor import Supervisor
 from tests.conftest import HANG_SEC, wait_for
 from tests.studio.conftest import tiny_recipe
 from tests.studio.runs import BROKEN, QUICK, SLEEP, TRAINS, make_run, queue, states, until
-from trainers.registry import build_config, load_config
+from trainers.registry import build_config, read_tree
 
 
 def test_twenty_queued_runs_three_of_them_broken_start_once_each_under_two_supervisors(
@@ -215,7 +215,7 @@ def test_a_submitted_run_is_its_configuration_and_a_clone_has_another_name(
     tree = build_config(config_tree("dmd2")).model_dump(mode="json")
     assert supervisor.submit(tree, ["cpu", "cpu"]) == "micro"
     folder = supervisor.runs_dir / "micro"
-    assert load_config(folder / CONFIG).model_dump(mode="json") == tree
+    assert build_config(read_tree(folder / CONFIG)).model_dump(mode="json") == tree
     with pytest.raises(ValueError, match=r"^name: there is a run micro already"):
         supervisor.submit(tree, ["cpu"])
     with pytest.raises(ValueError, match=r"^run: there is no run 'none'"):

@@ -29,7 +29,7 @@ from studio.runs.supervisor import Supervisor
 from tests.conftest import HANG_SEC, wait_for
 from tests.studio.runs import QUICK, SLEEP, TRAINS, WATCH, make_run, processes, queue, states, until
 from tests.trainers.test_engine import trainer
-from trainers.registry import build_config, load_config
+from trainers.registry import build_config, read_tree
 from trainers.run.checkpoint import checkpoint_folders
 
 
@@ -165,7 +165,7 @@ def test_a_real_run_that_was_saved_and_killed_resumes_and_equals_one_that_was_no
     supervisor.resume("micro")
     until(supervisor, "micro", "finished")
     assert [e["event"] for e in read_jsonl(folder / EVENTS)].count("resumed") == 1
-    assert trainer(load_config(folder / CONFIG), tmp_path / "whole").train()
+    assert trainer(build_config(read_tree(folder / CONFIG)), tmp_path / "whole").train()
     name = "export/transformer/diffusion_pytorch_model.safetensors"
     ours, theirs = (load_file(run_dir / name) for run_dir in (folder, tmp_path / "whole"))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

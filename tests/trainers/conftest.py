@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.pipelines.conftest import build_pipeline
+from tests.trainers.data import write_prepared
 from tests.trainers.runs import trainer
-from trainers.data.prepared import PreparedSample, write_prepared
+from trainers.data.prepared import PreparedSample
 from trainers.engine import Trainer
 from trainers.registry import algorithm_class, build_config
 from trainers.settings.run import TrainConfig

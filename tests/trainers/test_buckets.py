@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.catalog.registry import Registry
+from tests.trainers.data import write_prepared
 from trainers.data.batches import Prepared, build_data
 from trainers.data.order import BucketOrder
-from trainers.data.prepared import INDEX, VERSION, PreparedSample, write_prepared
+from trainers.data.prepared import INDEX, VERSION, PreparedSample
 from trainers.estimate.estimate import _largest_batch
 from trainers.networks.models import Codecs
 from trainers.registry import build_config

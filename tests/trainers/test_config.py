@@ -8,14 +8,14 @@ import pytest
 import yaml
 
 from trainers.__main__ import main
-from trainers.registry import FOLDER, algorithm_class, build_config, load_config, methods
+from trainers.registry import FOLDER, algorithm_class, build_config, methods, read_tree
 
 PRESETS = sorted(Path("presets/train").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 def test_every_preset_validates_and_survives_a_round_trip(path: Path) -> None:
-    config = load_config(path)
+    config = build_config(read_tree(path))
     assert build_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
 
 
@@ -28,7 +28,7 @@ def test_every_file_in_the_folder_is_a_method() -> None:
 def test_overrides_win_over_the_preset(config_tree, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config_tree("finetune")))
-    config = load_config(path, ["num_steps=7", "algorithm.student.lora.rank=3"])
+    config = build_config(read_tree(path, ["num_steps=7", "algorithm.student.lora.rank=3"]))
     assert config.num_steps == 7
     assert config.algorithm.student.lora.rank == 3
     assert config.algorithm.student.learning_rate == 1e-3
@@ -54,7 +54,7 @@ def test_a_wrong_setting_is_one_sentence_that_names_the_field(
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config_tree("finetune")))
     with pytest.raises(ValueError) as caught:
-        load_config(path, [override])
+        build_config(read_tree(path, [override]))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -97,7 +97,7 @@ def test_a_file_that_is_no_configuration_is_refused(
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_config(path)
+        build_config(read_tree(path))
 
 
 def test_a_dry_run_prints_the_resolved_configuration_and_trains_nothing(

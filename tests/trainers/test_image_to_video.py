@@ -14,15 +14,16 @@ from pipelines.model_cache import ModelCache
 from pipelines.sampling.denoiser import Denoiser
 from pipelines.video import read_recipe, read_video, write_video
 from tests.pipelines.test_image_condition import save_image_model
+from tests.trainers.data import write_prepared
 from tests.trainers.runs import read_jsonl, trainer
 from tests.trainers.test_engine import GAN, LORA, own_roles
 from trainers.__main__ import main
 from trainers.data.batches import build_data
-from trainers.data.prepared import PreparedFolder, PreparedSample, write_prepared
+from trainers.data.prepared import PreparedFolder, PreparedSample
 from trainers.estimate.costs import count_runs, stand_ins
 from trainers.estimate.estimate import _skeleton
 from trainers.networks.models import Codecs, load_models
-from trainers.registry import build_config, load_config, methods
+from trainers.registry import build_config, methods, read_tree
 
 SHAPE = (16, 2, 4, 4)
 PROMPT = "a red circle moving left"
@@ -227,7 +228,7 @@ def test_validation_continues_the_images_it_is_given(tree, photo: Path, tmp_path
 
 def test_the_presets_for_wan_itself_are_of_the_published_size() -> None:
     for preset in ("wan14b_i2v_cfg", "wan14b_i2v_dmd2"):
-        config = load_config(Path(f"presets/train/{preset}.yaml"))
+        config = build_config(read_tree(Path(f"presets/train/{preset}.yaml")))
         with torch.device("meta"):
             network = load_models(config, Registry(), _skeleton)[""].network
         assert sum(p.numel() for p in network.parameters()) / 1e9 == pytest.approx(16.395, abs=5e-3)

@@ -8,6 +8,7 @@ import torch
 
 from pipelines.geometry import Geometry
 from studio.data.preparing import read_index
+from tests.trainers.data import write_prepared
 from trainers.data import prepared
 from trainers.data.batches import Prepared
 from trainers.data.prepared import INDEX, PreparedFolder, PreparedSample
@@ -43,7 +44,7 @@ def test_prompts_alone_make_batches_of_the_shape_that_they_were_prepared_for(
     alone = [
         PreparedSample(str(i), SHAPE, {"prompt_embeds": torch.ones(i + 1, 8)}) for i in range(4)
     ]
-    prepared.write_prepared(tmp_path, alone, torch.ones(1, 8), 6, samples_per_shard=3)
+    write_prepared(tmp_path, alone, torch.ones(1, 8), 6, samples_per_shard=3)
     batch = Prepared(PreparedData(folder=tmp_path, batch_size=2), 0).batch(0, 0, 1)
     assert batch.latents is None
     assert batch.latent_shape == SHAPE

@@ -11,10 +11,9 @@ to share the work, and the result is the same for any number of them.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -148,22 +147,6 @@ def finish(
     index |= {"geometry": geometry.model_dump()}
     with atomic_path(folder / INDEX) as partial:
         partial.write_text(json.dumps(index))
-
-
-def write_prepared(
-    folder: Path,
-    samples: Iterable[PreparedSample],
-    negative_prompt_embeds: Tensor,
-    text_length: int,
-    samples_per_shard: int = SAMPLES_PER_SHARD,
-) -> None:
-    """Writes samples that are at hand, in one go, over what was there."""
-    (folder / INDEX).unlink(missing_ok=True)
-    remaining, num_shards = iter(samples), 0
-    while chunk := list(islice(remaining, samples_per_shard)):
-        write_shard(folder, num_shards, chunk)
-        num_shards += 1
-    finish(folder, num_shards, negative_prompt_embeds, text_length)
 
 
 class PreparedFolder:
