@@ -25,7 +25,7 @@ from pipelines.catalog.registry import Registry
 from pipelines.recipe import Recipe
 from studio.clips.live_preview import Previews, preview_path
 from studio.clips.store import ClipInfo, Job, Store
-from studio.runs.processes import find_older
+from studio.runs.processes import SLACK_SEC, find_older
 
 if TYPE_CHECKING:  # these import torch, which the web process must never do
     from pipelines.generate import Clip
@@ -174,7 +174,9 @@ def has_worker(job: Job) -> bool:
     """Whether the process that took a job still runs."""
     if job.worker_pid is None or job.worker_created is None:
         return False
-    return find_older(job.worker_pid, job.worker_created) is not None
+    process = find_older(job.worker_pid, job.worker_created)
+    # not only no younger: after a boot with the clock set back the id may be an earlier process's
+    return process is not None and process.create_time() > job.worker_created - SLACK_SEC
 
 
 # Below: what runs inside a worker process

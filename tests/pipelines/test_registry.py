@@ -295,11 +295,8 @@ def test_models_folders_are_those_of_the_environment_where_none_is_named(
     folders = os.pathsep.join(map(str, (tmp_path / "absent", own_models)))
     code = "from pipelines.catalog.registry import Registry as R; r = R(); "
     code += "print(*r.model_dirs, r.download_dir, r.entry('mini').folder)"
+    environment = os.environ | {"STUDIO_MODELS": folders}
     shown = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"STUDIO_MODELS": folders},
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert shown.stdout.split() == [str(own_models), str(own_models), str(own_models / "mini")]
